@@ -183,7 +183,11 @@ def _unpack_tar(stream: BinaryIO, destination: Path) -> int:
                     raise UsageError(f"the archive has {name!r} both as a link and a directory")
             else:
                 raise UsageError(f"the archive holds {name!r}, not a file, directory or link")
-            archive.extract(member, destination, set_attrs=not member.isdir(), filter="data")
+            try:
+                archive.extract(member, destination, set_attrs=not member.isdir(), filter="data")
+            except tarfile.FilterError as error:
+                # Its own sentence names the directory, which is nobody's business.
+                raise UsageError(f"the archive's {member.name!r} leaves it") from error
     while stream.read(CHUNK_BYTES):  # to the end, so that a checksum there is checked
         pass
     for name in links:
