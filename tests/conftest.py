@@ -1,0 +1,34 @@
+"""Which engines are there, and what becomes of the tests that need one that is not."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+def find_postgresql() -> Path | None:
+    """The directory of `initdb` and `postgres`."""
+    installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if installed:
+        return installed[-1].parent
+    on_path = shutil.which("initdb")
+    return Path(on_path).resolve().parent if on_path else None
+
+
+ENGINES: dict[str, Callable[[], object]] = {"postgresql": find_postgresql}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out tests of missing engines, or fail where REQUIRE_ENGINES says that all are there."""
+    for item in items:
+        for marker in item.iter_markers("engine"):
+            name = marker.args[0]
+            if ENGINES[name]() is not None:
+                continue
+            if os.environ.get("REQUIRE_ENGINES"):
+                raise pytest.UsageError(f"{item.nodeid} needs {name}, which is not installed")
+            item.add_marker(pytest.mark.skip(reason=f"needs {name}: run `make engines`"))
