@@ -1,0 +1,224 @@
+"""Runs the measurements by name, prints a table in Markdown: figure, target, peer in the same run."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import click
+
+from benchmarks.stand import Stand, cpu_seconds
+from bundles.model import FINAL_STATES
+
+IDLE_SECONDS = 30.0
+PEER = ["xargs", "-P2", "-I{}", "bash", "-c", "{}"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure: what was measured, the result, what we hold ourselves to, what ran beside it."""
+
+    what: str
+    figure: str
+    target: str
+    holds: bool
+    peer: str = "-"
+
+
+def twenty_echoes() -> list[Row]:
+    """20 × `echo hi` on one worker with two slots, beside `xargs -P2`."""
+    commands = ["echo hi"] * 20
+    peer_seconds = _peer_seconds(commands)
+    with Stand() as stand:
+        stand.start_worker()
+        stand.drain(["true"])
+        begin = time.perf_counter()
+        stand.drain(commands)
+        seconds = time.perf_counter() - begin
+    return [
+        Row(
+            "20 × `echo hi`, one 2-slot worker",
+            f"{seconds:.2f} s",
+            "≤ 2 s",
+            seconds <= 2,
+            f"`xargs -P2`: {peer_seconds:.2f} s (× {seconds / peer_seconds:.1f})",
+        )
+    ]
+
+
+def warm_bundle() -> list[Row]:
+    """One bundle at a time on a warm idle worker, submit → ready."""
+    with Stand() as stand:
+        stand.start_worker()
+        stand.drain(["true"])
+        milliseconds = []
+        for _ in range(200):
+            begin = time.perf_counter()
+            stand.drain(["true"])
+            milliseconds.append((time.perf_counter() - begin) * 1000)
+    median = statistics.median(milliseconds)
+    slowest = statistics.quantiles(milliseconds, n=100)[98]
+    return [
+        Row("one bundle, warm worker, submit → ready, median", f"{median:.0f} ms", "≤ 100 ms",
+            median <= 100),
+        Row("the same, 99th percentile", f"{slowest:.0f} ms", "≤ 500 ms", slowest <= 500),
+    ]  # fmt: skip
+
+
+def running_bundle() -> list[Row]:
+    """Reading the stdout of a running bundle, and killing it."""
+    with Stand() as stand:
+        stand.start_worker()
+        reads, kills = [], []
+        for _ in range(10):
+            after = stand.client.changes(None).cursor
+            uuids = stand.submit(["echo here; exec sleep 600"])
+            stand.wait_for(uuids, after, frozenset({"running"}))
+            begin = time.perf_counter()
+            with stand.client.download(uuids[0], "stdout") as download:
+                content = b"".join(download.chunks())
+            reads.append((time.perf_counter() - begin) * 1000)
+            if content not in (b"", b"here\n"):
+                raise RuntimeError(f"stdout is {content!r}")
+            begin = time.perf_counter()
+            stand.client.act([{"type": "kill", "uuid": uuids[0]}])
+            stand.wait_for(uuids, after, frozenset({"killed"}))
+            kills.append((time.perf_counter() - begin) * 1000)
+    read, kill = statistics.median(reads), statistics.median(kills)
+    return [
+        Row("stdout of a running bundle, median", f"{read:.0f} ms", "≤ 200 ms", read <= 200),
+        Row("kill → killed, median", f"{kill:.0f} ms", "≤ 1 s", kill <= 1000),
+    ]
+
+
+def idle() -> list[Row]:
+    """Processor time of server, worker and manager with nothing to do."""
+    with Stand() as stand:
+        processes = {
+            "server": stand.server,
+            "worker": stand.start_worker(),
+            "manager": stand.start("manager", "local-process", "--min", "0", "--max", "3"),
+        }
+        stand.drain(["true"])
+        _pause(5)  # what the start left to do is not idling
+        before = {name: cpu_seconds(process) for name, process in processes.items()}
+        _pause(IDLE_SECONDS)
+        rows = []
+        for name, process in processes.items():
+            percent = (cpu_seconds(process) - before[name]) / IDLE_SECONDS * 100
+            rows.append(Row(f"idle {name}", f"{percent:.2f} % of a core", "≤ 1 %", percent <= 1))
+    return rows
+
+
+def two_thousand() -> list[Row]:
+    """2,000 × `true` drained by one worker with two slots, beside `xargs -P2`."""
+    commands = ["true"] * 2000
+    peer_seconds = _peer_seconds(commands)
+    with Stand() as stand:
+        stand.start_worker()
+        stand.drain(["true"])
+        begin = time.perf_counter()
+        stand.drain(commands)
+        seconds = time.perf_counter() - begin
+    rate = len(commands) / seconds
+    return [
+        Row(
+            "2,000 × `true`, one 2-slot worker",
+            f"{rate:.0f} bundles/s",
+            "≥ 50 bundles/s",
+            rate >= 50,
+            f"`xargs -P2`: {len(commands) / peer_seconds:.0f}/s",
+        )
+    ]
+
+
+def ten_thousand() -> list[Row]:
+    """10,000 bundles in one request; then, with them staged, how soon one that fits starts."""
+    with Stand() as stand:
+        worker = stand.start_worker()
+        begin = time.perf_counter()
+        stand.submit(["true"] * 10_000, request_gpus=1)
+        submit_seconds = time.perf_counter() - begin
+        milliseconds = []
+        for _ in range(20):
+            after = stand.client.changes(None).cursor
+            begin = time.perf_counter()
+            uuids = stand.submit(["true"])
+            stand.wait_for(uuids, after, frozenset({"starting"}))
+            milliseconds.append((time.perf_counter() - begin) * 1000)
+            stand.wait_for(uuids, after, frozenset(FINAL_STATES))
+        if worker.poll() is not None:
+            raise RuntimeError("the worker left")
+    median = statistics.median(milliseconds)
+    return [
+        Row("10,000 bundles in one request", f"{submit_seconds:.2f} s", "≤ 5 s",
+            submit_seconds <= 5),
+        Row("with 10,000 staged, submit → starting, median", f"{median:.0f} ms", "≤ 100 ms",
+            median <= 100),
+    ]  # fmt: skip
+
+
+def help_text() -> list[Row]:
+    """`worker-manager --help`, beside an empty Python."""
+    ours = _median_seconds([sys.executable, "-m", "manager", "--help"])
+    python = _median_seconds([sys.executable, "-c", "pass"])
+    return [
+        Row("`worker-manager --help`", f"{ours:.2f} s", "≤ 0.25 s", ours <= 0.25,
+            f"`python -c pass`: {python:.2f} s"),
+    ]  # fmt: skip
+
+
+MEASUREMENTS: dict[str, Callable[[], list[Row]]] = {
+    "help-text": help_text,
+    "twenty-echoes": twenty_echoes,
+    "warm-bundle": warm_bundle,
+    "running-bundle": running_bundle,
+    "two-thousand": two_thousand,
+    "ten-thousand": ten_thousand,
+    "idle": idle,
+}
+
+
+def _peer_seconds(commands: list[str]) -> float:
+    begin = time.perf_counter()
+    subprocess.run(
+        PEER, input="\n".join(commands), text=True, check=True, stdout=subprocess.DEVNULL
+    )
+    return time.perf_counter() - begin
+
+
+def _median_seconds(command: list[str]) -> float:
+    seconds = []
+    for _ in range(15):
+        begin = time.perf_counter()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        seconds.append(time.perf_counter() - begin)
+    return statistics.median(seconds)
+
+
+def _pause(seconds: float) -> None:
+    time.sleep(seconds)
+
+
+@click.command()
+@click.argument("names", nargs=-1, type=click.Choice(list(MEASUREMENTS)))
+def main(names: tuple[str, ...]) -> None:
+    """Measure NAMES (default: all) and print the table. Exit 1 when a target is missed."""
+    click.echo(
+        "| what | measured | target | beside it, in the same run |\n| --- | --- | --- | --- |"
+    )
+    missed = False
+    for name in names or MEASUREMENTS:
+        for row in MEASUREMENTS[name]():
+            missed |= not row.holds
+            mark = "" if row.holds else " **missed**"
+            click.echo(f"| {row.what} | {row.figure}{mark} | {row.target} | {row.peer} |")
+    sys.exit(1 if missed else 0)
+
+
+if __name__ == "__main__":
+    main()
