@@ -1,4 +1,4 @@
-"""Runs the measurements by name, prints a table in Markdown: figure, target, peer in the same run."""
+"""Runs the measurements by name; prints figure, target and peer as a table in Markdown."""
 
 from __future__ import annotations
 
