@@ -21,12 +21,13 @@ import tenacity
 
 from bundles.errors import (
     NotAuthenticated,
+    NotFound,
     ServerFault,
     Unreachable,
     error_for_status,
 )
 from bundles.home import Credentials
-from bundles.model import Bundle, Resources, Shape
+from bundles.model import Bundle, Dependency, Resources, Shape
 
 T = TypeVar("T")
 
@@ -284,6 +285,12 @@ class Client:
         data = self._json("GET", "user")["data"]
         return {"id": data.get("id"), **data["attributes"]}
 
+    def add_user(self, name: str, password: str) -> None:
+        """Make a user (administrators of an embedded server only). Raises Conflict for a taken
+        name, or UsageError, as the server sees it."""
+        attributes = {"user_name": name, "password": password}
+        self._json("POST", "users", json={"data": {"type": "users", "attributes": attributes}})
+
     def worker_token(self) -> str:
         """A token that can do what a worker does and nothing else (feature `tokens`)."""
         token: str = self._json("POST", "worker-tokens")["data"]["attributes"]["token"]
@@ -375,6 +382,9 @@ class Client:
                 + [("specs", uuid) for uuid in uuids[start : start + 100]],
             )
             found.update((bundle.uuid, bundle) for bundle in _bundles(document))
+        for uuid in uuids:
+            if uuid not in found:
+                raise NotFound(f"there is no bundle {uuid}")
         return [found[uuid] for uuid in uuids]
 
     def create(
@@ -394,6 +404,25 @@ class Client:
             repeatable=all("uuid" in b for b in bundles),
         )
         return _bundles(document)
+
+    def memoized(self, command: str, dependencies: Sequence[Dependency]) -> list[Bundle]:
+        """The caller's runs of exactly this command over these bundles, oldest first, whatever
+        became of them. A CodaLab server does not compare the paths in the bundles."""
+        wanted = [
+            {"child_path": dependency.child_path, "parent_uuid": dependency.parent_uuid}
+            for dependency in dependencies
+        ]
+        return _bundles(
+            self._json(
+                "GET",
+                "bundles",
+                params=[
+                    ("include", "owner"),
+                    ("command", command),
+                    ("dependencies", orjson.dumps(wanted).decode()),
+                ],
+            )
+        )
 
     def delete(self, uuids: Sequence[str], *, force: bool = False) -> list[str]:
         """Delete bundles; those that others depend on only with ``force``. Returns the uuids."""

@@ -49,6 +49,12 @@ class TooLarge(BundlesError):
     status = 413
 
 
+class RangeNotSatisfiable(UsageError):
+    """A file has no bytes from there on: it ends before."""
+
+    status = 416
+
+
 class ServerFault(BundlesError):
     """The server failed (5xx): the same request may succeed later."""
 
@@ -70,6 +76,7 @@ _BY_STATUS: dict[int, type[BundlesError]] = {
         NotFound,
         Conflict,
         TooLarge,
+        RangeNotSatisfiable,
     )
 }
 
