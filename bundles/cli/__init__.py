@@ -109,7 +109,7 @@ def _complain(error: Exception, *, verbose: bool) -> int:
         sentence = error.format_message()
         context = getattr(error, "ctx", None)
         if context is not None:
-            sentence += f" (see `{context.command_path} --help`)"
+            sentence = f"{sentence.rstrip('.')} (see `{context.command_path} --help`)"
     elif isinstance(error, BundlesError):
         code = EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILURE
         sentence = str(error)

@@ -32,6 +32,7 @@ _NOT_BEGUN = frozenset({State.CREATED, State.STAGED, State.STARTING, State.UPLOA
     "--interval",
     "interval_seconds",
     type=click.FloatRange(min=0.05),
+    metavar="SECONDS",
     default=0.5,
     show_default=True,
     help="With -f: seconds between two looks for new output. The end itself is told at once by "

@@ -19,6 +19,7 @@ DEFAULT_LIMIT = 50
     "-n",
     "--limit",
     type=click.IntRange(min=0),
+    metavar="N",
     default=DEFAULT_LIMIT,
     show_default=True,
     help="Show at most so many; 0: all.",

@@ -53,12 +53,12 @@ def _required(
 )
 @describing_options
 @click.option(
-    "--cpus", "--request-cpus", type=click.IntRange(min=0), default=1, show_default=True,
-    help="Processors it gets.",
+    "--cpus", "--request-cpus", type=click.IntRange(min=0), metavar="N", default=1,
+    show_default=True, help="Processors it gets.",
 )  # fmt: skip
 @click.option(
-    "--gpus", "--request-gpus", type=click.IntRange(min=0), default=0, show_default=True,
-    help="GPUs it gets.",
+    "--gpus", "--request-gpus", type=click.IntRange(min=0), metavar="N", default=0,
+    show_default=True, help="GPUs it gets.",
 )  # fmt: skip
 @click.option(
     "--memory", "--request-memory", type=SIZE, default="2g", show_default=True,
@@ -75,13 +75,12 @@ def _required(
 @click.option("--image", "--request-docker-image", help="Docker image it runs in.")
 @click.option("--queue", "--request-queue", help="Only workers that have this tag.")
 @click.option(
-    "--priority", "--request-priority", type=int, default=0, show_default=True,
+    "--priority", "--request-priority", type=int, metavar="N", default=0, show_default=True,
     help="Higher ones start first.",
 )  # fmt: skip
-@click.option("--no-network", is_flag=True, help="Without a network.")
 @click.option(
-    "--network", "--request-network", "_network", is_flag=True, expose_value=False,
-    help="With a network: the default.",
+    "--network/--no-network", "--request-network", default=True, show_default=True,
+    help="Whether it may use the network.",
 )  # fmt: skip
 @click.option(
     "--allow-failed-dependencies", is_flag=True,
@@ -111,7 +110,7 @@ def run(
     image: str | None,
     queue: str | None,
     priority: int,
-    no_network: bool,
+    network: bool,
     allow_failed_dependencies: bool,
     exclude_patterns: tuple[str, ...],
     memoize: bool,
@@ -144,7 +143,7 @@ def run(
         "request_gpus": gpus,
         "request_queue": queue or "",
         "request_priority": priority,
-        "request_network": not no_network,
+        "request_network": network,
         "exclude_patterns": list(exclude_patterns),
         "store": "",
     }

@@ -37,6 +37,7 @@ _SHOWN_PENDING = 3
     "--interval",
     "interval_seconds",
     type=click.FloatRange(min=0.05),
+    metavar="SECONDS",
     default=0.5,
     show_default=True,
     help="Seconds between two looks, at a server that cannot tell by itself.",
