@@ -1,0 +1,140 @@
+"""The command `worker-manager`: names its commands, loads the one that is called, reports errors.
+
+Nothing heavy is imported here: `--help` answers in the time that Python takes to start.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from backends import registry
+from bundles import __version__
+from manager.arguments import in_order
+
+OTHERS = {
+    "status": "What the pools of this home have, and what was decided last.",
+    "demo": "The main job on this machine, start to end: server, manager, workers.",
+}
+
+
+class Commands(click.Group):
+    """The commands by name; each is loaded when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*registry.ENTRIES, *OTHERS]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in registry.ENTRIES:
+            from manager.pool_command import pool_command
+
+            return pool_command(cmd_name)
+        if cmd_name == "status":
+            from manager.status import status_command
+
+            return status_command()
+        if cmd_name == "demo":
+            from manager.demo.command import demo_command
+
+            return demo_command()
+        return None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Backends"):
+            formatter.write_dl([(e.name, e.summary) for e in registry.ENTRIES.values()])
+        with formatter.section("Commands"):
+            formatter.write_dl(list(OTHERS.items()))
+
+
+def _group() -> Commands:
+    return Commands(
+        "worker-manager",
+        help=(
+            "Keeps the right number of workers alive, so that a queue of bundles drains.\n\n"
+            "worker-manager BACKEND [OPTIONS] keeps a pool of workers; worker-manager BACKEND "
+            "--help shows the options, which may stand on either side of the backend's name."
+        ),
+        params=[
+            click.Option(
+                ["--version"],
+                is_flag=True,
+                is_eager=True,
+                expose_value=False,
+                callback=_show_version,
+                help="Show the version and exit.",
+            )
+        ],
+        subcommand_metavar="BACKEND|COMMAND [OPTIONS]",
+        no_args_is_help=True,
+    )
+
+
+def _show_version(context: click.Context, option: click.Parameter, value: bool) -> None:
+    if value:
+        click.echo(f"worker-manager {__version__}")
+        context.exit()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run; returns the exit code: 0, 1 for a failure, 2 for options that make no sense."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    verbose = "--verbose" in words
+    logging.basicConfig(
+        format="%(asctime)s %(message)s",
+        level=logging.INFO,
+        stream=sys.stderr,
+    )
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.getLogger("manager").setLevel(logging.DEBUG if verbose else logging.INFO)
+    try:
+        return _run(words)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return 2
+    except click.ClickException as error:
+        return _complain(" ".join(error.format_message().split()), error, 2, verbose)
+    except (click.Abort, KeyboardInterrupt):
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        from backends.base import BackendError, Invalid
+        from bundles.errors import BundlesError, UsageError
+
+        if isinstance(error, UsageError | Invalid):
+            return _complain(str(error), error, 2, verbose)
+        if isinstance(error, BundlesError | BackendError | OSError):
+            return _complain(str(error), error, 1, verbose)
+        return _complain(f"{type(error).__name__}: {error}", error, 1, verbose)
+
+
+def _run(words: list[str]) -> int:
+    result = _group().main(
+        in_order(words, [*registry.ENTRIES, *OTHERS], _options_with_value()),
+        prog_name="worker-manager",
+        standalone_mode=False,
+    )
+    return result if isinstance(result, int) else 0
+
+
+def _options_with_value() -> set[str]:
+    from manager.options import pool_options
+
+    return {
+        name
+        for option in pool_options()
+        if not option.is_flag and not option.count
+        for name in option.opts
+    }
+
+
+def _complain(sentence: str, error: BaseException, code: int, verbose: bool) -> int:
+    if verbose:
+        logging.getLogger("manager").debug("where it came from", exc_info=error)
+    print(f"worker-manager: {sentence}", file=sys.stderr)
+    return code

@@ -1,0 +1,106 @@
+"""What was seen and decided, a line of JSON each: one file a pool, rotated by size.
+
+A tick that saw and decided what the one before it did is not written again, except once in
+HEARTBEAT_SECONDS. Holds no secret: a Snapshot and a Decision have none.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+MAX_BYTES = 4 * 1024**2
+KEPT_FILES = 3
+HEARTBEAT_SECONDS = 300.0
+_TAIL_BYTES = 64 * 1024
+
+
+class Journal:
+    """The journal of one pool, written by its manager alone.
+
+    Every line is `{"time", "pool", "snapshot", "decision", "results", "repeats"}`: ``repeats`` is
+    how many ticks alike went unwritten before this one.
+    """
+
+    def __init__(self, path: Path, pool: str, *, max_bytes: int = MAX_BYTES) -> None:
+        self._path = path
+        self._pool = pool
+        self._max_bytes = max_bytes
+        self._last: str | None = None
+        self._last_time = 0.0
+        self._repeats = 0
+
+    def write(
+        self,
+        now: float,
+        snapshot: Mapping[str, Any] | None,
+        decision: Mapping[str, Any] | None,
+        results: Sequence[Mapping[str, Any]] = (),
+        *,
+        error: str = "",
+    ) -> bool:
+        """Write a tick; False when it was a repetition and left out. Raises OSError.
+
+        A tick whose observation failed has no snapshot and no decision, but an ``error``.
+        """
+        same = json.dumps([snapshot, decision and decision["launch"], error], sort_keys=True)
+        if not results and same == self._last and 0 <= now - self._last_time < HEARTBEAT_SECONDS:
+            self._repeats += 1
+            return False
+        line: dict[str, Any] = {
+            "time": round(now, 3),
+            "pool": self._pool,
+            "snapshot": snapshot,
+            "decision": decision,
+            "results": list(results),
+            "repeats": self._repeats,
+        }
+        if error:
+            line["error"] = error
+        self._append(json.dumps(line) + "\n")
+        self._last, self._last_time, self._repeats = same, now, 0
+        return True
+
+    def _append(self, line: str) -> None:
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            if self._path.stat().st_size + len(line) > self._max_bytes:
+                self._rotate()
+        except FileNotFoundError:
+            pass
+        with self._path.open("a+b") as file:
+            if self._last is None and file.seek(0, 2):
+                file.seek(-1, 2)
+                if file.read(1) != b"\n":  # a manager that was killed left half a line
+                    line = "\n" + line
+            file.write(line.encode())
+
+    def _rotate(self) -> None:
+        for number in range(KEPT_FILES - 1, 0, -1):
+            older = self._path.with_name(f"{self._path.name}.{number}")
+            if older.exists():
+                older.replace(self._path.with_name(f"{self._path.name}.{number + 1}"))
+        self._path.replace(self._path.with_name(f"{self._path.name}.1"))
+
+
+def last_entry(path: Path) -> dict[str, Any] | None:
+    """The newest whole line of a journal; None when there is none. Raises OSError."""
+    for candidate in (path, path.with_name(f"{path.name}.1")):
+        try:
+            with candidate.open("rb") as file:
+                size = file.seek(0, 2)
+                file.seek(max(0, size - _TAIL_BYTES))
+                lines = file.read().split(b"\n")
+        except FileNotFoundError:
+            continue
+        # The first piece may be the end of a line, the last one the beginning of one.
+        for line in reversed(lines[1:] if size > _TAIL_BYTES else lines):
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(entry, dict):
+                return entry
+    return None

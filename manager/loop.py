@@ -1,0 +1,271 @@
+"""The manager of one pool: observe, decide, act, wait; again until it is told to stop.
+
+A failed observation launches and ends nothing. Between any two steps of acting the process may
+die: what the ledger holds then is finished or undone by the first tick of the next manager.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import sqlite3
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from backends.base import (
+    Backend,
+    BackendError,
+    Job,
+    JobResources,
+    JobState,
+    LaunchKey,
+    LaunchRequest,
+    LaunchResult,
+    Unreachable,
+)
+from bundles.errors import BundlesError, NotAuthenticated
+from bundles.home import PASSWORD_VARIABLE, TOKEN_VARIABLE, USER_VARIABLE, Credentials
+from manager.alarm import Alarm, Stopped
+from manager.command import WorkerOptions, worker_command
+from manager.failures import meaning
+from manager.feed import ChangeFeed
+from manager.journal import Journal
+from manager.ledger import Ledger, Outcome
+from manager.observe import Observation, Observer
+from manager.policy import Decision, PoolConfig, count, decide
+
+if TYPE_CHECKING:
+    from bundles.client import Client
+
+SETTLE_SECONDS = 0.1
+"""After news of staged bundles, idle workers get this long to take them, and more news to come."""
+LONGEST_BACKOFF_SECONDS = 60.0
+REFUSALS_BEFORE_LEAVING = 2
+"""So many times in a row a server that took our credentials before may refuse them: a password
+buys a new token. One that never took them is left at once."""
+
+log = logging.getLogger("manager")
+
+
+@dataclass(frozen=True, slots=True)
+class Launcher:
+    """How a worker of the pool is made: its command line, and its credentials.
+
+    ``credentials``: our own. Workers get them only on a server that gives no worker tokens.
+    """
+
+    server: str
+    options: WorkerOptions
+    resources: JobResources
+    credentials: Credentials
+
+    def request(
+        self, key: LaunchKey, work_directory: str, secrets: Mapping[str, str]
+    ) -> LaunchRequest:
+        argv = worker_command(
+            self.options,
+            server=self.server,
+            worker_id=str(key),
+            work_directory=work_directory,
+            cpus=self.resources.cpus,
+            gpus=self.resources.gpus,
+            memory_bytes=self.resources.memory_bytes,
+        )
+        return LaunchRequest(key, tuple(argv), self.resources, secrets=secrets)
+
+    def secrets(self, client: Client) -> dict[str, str]:
+        """The environment by which a worker shows who it is: a fresh worker token, else CodaLab's.
+
+        Raises NotAuthenticated when there is nothing that a worker could use.
+        """
+        if "tokens" in client.features and not self.options.is_codalab:
+            return {TOKEN_VARIABLE: client.worker_token()}
+        if self.credentials.username and self.credentials.password:
+            return {
+                USER_VARIABLE: self.credentials.username,
+                PASSWORD_VARIABLE: self.credentials.password,
+            }
+        raise NotAuthenticated(
+            f"workers need a user and a password at {self.server}: set {USER_VARIABLE} and "
+            f"{PASSWORD_VARIABLE}, or give --password-file"
+        )
+
+
+@dataclass
+class PoolManager:
+    """Keeps one pool. The caller holds the pool's lock, and closes what it passed in."""
+
+    pool: str
+    config: PoolConfig
+    observer: Observer
+    backend: Backend
+    launcher: Launcher
+    client: Client
+    ledger: Ledger
+    journal: Journal
+    alarm: Alarm
+    make_feed: Callable[[], ChangeFeed]
+    sleep_seconds: float = 5.0
+    restart_after_seconds: float | None = None
+    clock: Callable[[], float] = time.time
+    _complaint: str = ""
+    _failures: int = 0
+    _refusals: int = 0
+    _accepted: bool = False
+
+    # One tick
+
+    def tick(self) -> Decision:
+        """Observe, decide, act. Raises BundlesError, BackendError, sqlite3.Error or OSError when
+        nothing could be decided or done, and Stopped."""
+        with self.alarm.interruptible():
+            observation = self.observer.observe(self.ledger, self.clock())
+        self._reconcile(observation)
+        now = self.clock()
+        decision = decide(observation.snapshot, self.config, now)
+        results = self._act(decision)
+        self.journal.write(
+            now,
+            observation.snapshot.to_document(),
+            decision.to_document(),
+            results,
+        )
+        return decision
+
+    def _reconcile(self, observation: Observation) -> None:
+        """Let the ledger learn what the list says: ends, and what became of open intents."""
+        now = self.clock()
+        listed = {job.key: job for job in observation.jobs}
+        lag_seconds = self.backend.capabilities.listing_lag_seconds
+        outcomes: list[tuple[LaunchKey, Outcome, str | None, str | None]] = []
+        for launch in self.ledger.unsettled(self.pool):
+            job = listed.get(launch.key)
+            if job is not None and (job.state is not JobState.ENDED or job.started is not None):
+                outcomes.append((launch.key, Outcome.LAUNCHED, job.id, None))
+                log.info("%s was launched before the last manager died: kept", launch.key)
+            elif job is not None or now - launch.requested >= lag_seconds:
+                outcomes.append((launch.key, Outcome.UNDONE, None, None))
+                log.info("%s was intended and never launched: forgotten", launch.key)
+        if outcomes:
+            self.ledger.settle_all(outcomes)
+        for job in self.ledger.record_ends(observation.jobs):
+            log.info("%s", _farewell(job))
+        missing = [
+            launch.key
+            for launch in self.ledger.running(self.pool)
+            if launch.key not in listed and now - launch.requested >= lag_seconds
+        ]
+        if missing:
+            self.ledger.record_missing(self.pool, missing)
+
+    def _act(self, decision: Decision) -> list[dict[str, Any]]:
+        """Carry the decision out; returns what came of it, for the journal."""
+        results: list[dict[str, Any]] = []
+        if decision.launch:
+            with self.alarm.interruptible():
+                secrets = self.launcher.secrets(self.client)
+            log.info("%s", decision.summary())
+            keys = self.ledger.intend(self.pool, decision.launch)
+            requests = [
+                self.launcher.request(key, self.backend.work_directory(key), secrets)
+                for key in keys
+            ]
+            launched = self.backend.launch(requests)
+            self._settle(keys, launched)
+            results += [_result(key, outcome) for key, outcome in zip(keys, launched, strict=True)]
+        if decision.end:
+            for job_id, error in self.backend.terminate(decision.end).items():
+                results.append({"end": job_id, "error": str(error) if error else None})
+        return results
+
+    def _settle(self, keys: Sequence[LaunchKey], results: Sequence[LaunchResult]) -> None:
+        """Write the outcomes. What was Unreachable stays open: the next list tells."""
+        outcomes: list[tuple[LaunchKey, Outcome, str | None, str | None]] = []
+        errors: dict[str, int] = {}
+        for key, result in zip(keys, results, strict=True):
+            if isinstance(result, Job):
+                outcomes.append((key, Outcome.LAUNCHED, result.id, None))
+                continue
+            errors[str(result)] = errors.get(str(result), 0) + 1
+            if not isinstance(result, Unreachable):
+                outcomes.append((key, Outcome.REFUSED, None, str(result)))
+        self.ledger.settle_all(outcomes)
+        for error, number in errors.items():
+            log.error("%s not launched: %s", count(number, "worker"), error)
+
+    # Again and again
+
+    def run(self) -> bool:
+        """Tick until stopped (False) or due for a restart (True).
+
+        Raises NotAuthenticated when the server refuses us for good.
+        """
+        feed: ChangeFeed | None = None
+        restart_at = time.monotonic() + (self.restart_after_seconds or float("inf"))
+        try:
+            while not self.alarm.stopped:
+                if time.monotonic() >= restart_at:
+                    return True
+                wait_seconds = self._guarded_tick()
+                if feed is None and "changes" in self.client.features:
+                    feed = self.make_feed()
+                    feed.start()
+                if self.alarm.wait(min(wait_seconds, restart_at - time.monotonic())):
+                    self.alarm.pause(SETTLE_SECONDS)
+        except Stopped:
+            pass
+        finally:
+            if feed is not None:
+                feed.close()
+        return False
+
+    def _guarded_tick(self) -> float:
+        """A tick whose failure is said once; returns how long to wait for the next, in seconds."""
+        try:
+            decision = self.tick()
+        except (BundlesError, BackendError, sqlite3.Error, OSError) as error:
+            return self._failed(error)
+        if self._failures:
+            log.info("carrying on: %s", decision.summary())
+        else:
+            log.debug("%s", decision.summary())
+        self._failures = self._refusals = 0
+        self._accepted = True
+        self._complaint = ""
+        return self.sleep_seconds
+
+    def _failed(self, error: Exception) -> float:
+        """Say why nothing is done, once; how long to wait, longer each time, in seconds."""
+        if isinstance(error, NotAuthenticated):
+            self._refusals += 1
+            if not self._accepted or self._refusals >= REFUSALS_BEFORE_LEAVING:
+                raise error
+        else:
+            self._refusals = 0
+        complaint = type(error).__name__
+        if complaint != self._complaint:
+            log.error("nothing is launched or ended while this lasts: %s", error)
+            self._complaint = complaint
+        try:
+            self.journal.write(self.clock(), None, None, error=f"{complaint}: {error}")
+        except OSError:
+            log.debug("the journal cannot be written", exc_info=True)
+        longest = max(self.sleep_seconds, LONGEST_BACKOFF_SECONDS)
+        wait_seconds: float = min(max(0.5, self.sleep_seconds) * 2**self._failures, longest)
+        self._failures = min(self._failures + 1, 16)
+        return wait_seconds * random.uniform(0.5, 1.0)
+
+
+def _result(key: LaunchKey, outcome: LaunchResult) -> dict[str, Any]:
+    if isinstance(outcome, Job):
+        return {"launch": str(key), "job": outcome.id}
+    return {"launch": str(key), "error": f"{type(outcome).__name__}: {outcome}"}
+
+
+def _farewell(job: Job) -> str:
+    if job.exit_code is None:
+        return f"{job.worker_id} ended: {job.why}"
+    why = f": {job.why}" if job.why else meaning(job.exit_code)
+    return f"{job.worker_id} left with exit code {job.exit_code}{why}"

@@ -1,0 +1,180 @@
+"""The options of every pool, under the names that cl-worker-manager gave them, and ours."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import click
+
+from backends.base import POOL_PATTERN
+
+TAG_PATTERN = re.compile(r"[A-Za-z0-9-]+")
+
+
+def connection_options() -> list[click.Option]:
+    """Where things are: for every command."""
+    return [
+        _option("--home", metavar="DIRECTORY", help="Where the ledger, jobs and journal are."),
+        _option("--verbose", is_flag=True, help="Say more; show where an error came from."),
+    ]
+
+
+def pool_options() -> list[click.Option]:
+    """Everything that a backend command takes beside the backend's own options."""
+    return [
+        *connection_options(),
+        _option("--server", metavar="URL", help="The server of bundles."),
+        _option("--password-file", metavar="FILE", help="User and password for it, mode 0600."),
+        _option("--pool", metavar="NAME", callback=_check_pool, help="Name of this pool of jobs."),
+        _option(
+            "--min-workers",
+            "--min",
+            type=click.IntRange(min=0),
+            default=1,
+            help="Never fewer workers than this.",
+        ),
+        _option(
+            "--max-workers",
+            "--max",
+            type=click.IntRange(min=0),
+            default=10,
+            help="Never more workers than this.",
+        ),
+        _option(
+            "--search",
+            multiple=True,
+            metavar="WORDS…",
+            help="Only bundles that these keywords select, too.",
+        ),
+        _option(
+            "--no-prefilter",
+            is_flag=True,
+            help="Also count bundles that no worker of this pool can run.",
+        ),
+        _option(
+            "--sleep-time",
+            type=click.FloatRange(min=0.1),
+            default=5,
+            help="Seconds between looks at what cannot tell by itself.",
+        ),
+        _option(
+            "--min-seconds-between-workers",
+            type=click.FloatRange(min=0),
+            default=0,
+            help="Above 0: one launch at most in so many seconds, except below the minimum.",
+        ),
+        _option(
+            "--restart-after-seconds",
+            type=click.FloatRange(min=1),
+            default=None,
+            help="Start this command anew after so many seconds.",
+        ),
+        _option("--once", is_flag=True, help="Look, act, and end."),
+        _option("--plan", is_flag=True, help="Say what the next look would do, and do nothing."),
+        _option(
+            "--output",
+            "-o",
+            type=click.Choice(["text", "json"]),
+            default="text",
+            help="How --plan is printed.",
+        ),
+        _option(
+            "--temp-session",
+            is_flag=True,
+            help="Taken for old command lines; no session is ever kept on disk.",
+        ),
+        *worker_options(),
+    ]
+
+
+def worker_options() -> list[click.Option]:
+    """What is handed on to every worker."""
+    return [
+        _option("--worker-executable", metavar="COMMAND", help="The worker, instead of our own."),
+        _option("--worker-tag", callback=_check_tag, help="Run bundles queued for this tag, too."),
+        _option("--worker-tag-exclusive", is_flag=True, help="Run those only."),
+        _option("--worker-group", help="Run bundles of this group's members, too."),
+        _option(
+            "--worker-idle-seconds",
+            type=click.IntRange(min=0),
+            default=600,
+            help="A worker leaves when idle this long.",
+        ),
+        _option("--worker-exit-after-num-runs", type=click.IntRange(min=0), help="… or then."),
+        _option("--worker-work-dir-prefix", metavar="DIRECTORY", help="Where workers keep files."),
+        _option(
+            "--worker-max-work-dir-size",
+            metavar="SIZE",
+            callback=_check_size,
+            help="How much they keep: 10g.",
+        ),
+        _option("--worker-delete-work-dir-on-exit", is_flag=True, help="Leave nothing of it."),
+        _option(
+            "--worker-download-dependencies-max-retries",
+            type=click.IntRange(min=0),
+            default=3,
+            help="Tries again of a download that failed.",
+        ),
+        _option(
+            "--worker-checkin-frequency-seconds",
+            type=click.IntRange(min=1),
+            help="Seconds between check-ins where the server cannot hold them.",
+        ),
+        _option(
+            "--worker-shared-memory-size-gb",
+            type=click.IntRange(min=1),
+            help="Shared memory of a bundle's container.",
+        ),
+        _option("--worker-pass-down-termination", is_flag=True, help="Ended: give bundles back."),
+        _option("--worker-exit-on-exception", is_flag=True, help="Leave at unforeseen errors."),
+        _option("--worker-preemptible", is_flag=True, help="Its machine may go at any time."),
+    ]
+
+
+def check_together(settings: dict[str, Any]) -> None:
+    """What no option can check alone. Raises click.UsageError."""
+    low, high = settings["min_workers"], settings["max_workers"]
+    if low > high:
+        raise click.UsageError(
+            f"--min-workers {low} is more than --max-workers {high}: lower the one or raise the "
+            "other"
+        )
+    if settings["worker_tag_exclusive"] and not settings["worker_tag"]:
+        raise click.UsageError("--worker-tag-exclusive needs a --worker-tag to be exclusive to")
+
+
+def _option(*names: str, **attributes: Any) -> click.Option:
+    if attributes.get("default") is not None:
+        attributes.setdefault("show_default", True)
+    return click.Option(list(names), **attributes)
+
+
+def _check_tag(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    if value is not None and not TAG_PATTERN.fullmatch(value):
+        raise click.BadParameter(
+            f"{value!r} is not a tag: write letters, digits and hyphens", context, option
+        )
+    return value
+
+
+def _check_pool(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    if value is not None and not POOL_PATTERN.fullmatch(value):
+        raise click.BadParameter(
+            f"{value!r} is not a name for a pool: write up to 48 letters, digits, - and _",
+            context,
+            option,
+        )
+    return value
+
+
+def _check_size(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    from bundles.errors import UsageError
+    from bundles.sizes import parse_size
+
+    if value is not None:
+        try:
+            parse_size(value)
+        except UsageError as error:
+            raise click.BadParameter(str(error), context, option) from error
+    return value

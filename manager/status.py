@@ -1,0 +1,178 @@
+"""`worker-manager status`: what each pool of this home has, and what was decided last, and why."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from contextlib import suppress
+from typing import Any
+
+import click
+
+from manager.options import connection_options
+
+RECENT_ENDS = 5
+
+
+def status_command() -> click.Command:
+    return click.Command(
+        "status",
+        params=[
+            *connection_options(),
+            click.Option(["--pool"], metavar="NAME", help="Only this pool."),
+            click.Option(
+                ["--output", "-o"],
+                type=click.Choice(["text", "json"]),
+                default="text",
+                show_default=True,
+            ),
+        ],
+        callback=_status,
+        help="What the pools of this home have, and what was decided last.",
+    )
+
+
+def _status(home: str | None, pool: str | None, output: str, verbose: bool) -> int:
+    from bundles.home import Home
+    from manager.installation import Installation
+
+    pools = pools_document(Installation(Home.find(home)))
+    if pool is not None:
+        pools = [document for document in pools if document["pool"] == pool]
+        if not pools:
+            raise click.UsageError(f"no manager of this home ever kept a pool {pool!r}")
+    if output == "json":
+        print(json.dumps({"pools": pools}))
+    else:
+        _print(pools)
+    return 0
+
+
+def pools_document(installation: Any) -> list[dict[str, Any]]:
+    """Every pool of a home: its manager, jobs (living, and the last that ended), last decision.
+
+    A pool whose backend cannot be asked has ``jobs`` None and an ``error``: unknown is not zero.
+    """
+    from backends import registry
+    from backends.base import BackendError
+    from manager.journal import last_entry
+    from manager.ledger import Ledger
+    from manager.lock import holder
+
+    ledger = Ledger.read_only(installation.ledger_path)
+    if ledger is None:
+        return []
+    documents = []
+    with ledger:
+        for pool in ledger.pools():
+            jobs: list[dict[str, Any]] | None = None
+            error = ""
+            try:
+                module = registry.load(pool.backend)
+                context = installation.context(pool.name, os.environ)
+                jobs = [_job(job) for job in module.create(context, pool.settings).list_jobs()]
+            except KeyError:
+                error = f"there is no backend {pool.backend!r} in this version"
+            except BackendError as failure:
+                error = str(failure)
+            entry = None
+            with suppress(OSError):
+                entry = last_entry(installation.journal_path(pool.name))
+            documents.append(
+                {
+                    "pool": pool.name,
+                    "backend": pool.backend,
+                    "server": pool.server,
+                    "manager": holder(installation.lock_path(pool.name)),
+                    "min_workers": pool.settings.get("min_workers"),
+                    "max_workers": pool.settings.get("max_workers"),
+                    "jobs": jobs,
+                    "error": error,
+                    "launched": ledger.launched(pool.name),
+                    "last_launch": pool.last_launch,
+                    "last": entry,
+                }
+            )
+    return documents
+
+
+def _job(job: Any) -> dict[str, Any]:
+    return {
+        "id": job.id,
+        "worker": job.worker_id,
+        "state": str(job.state),
+        "created": job.created,
+        "started": job.started,
+        "ended": job.ended,
+        "exit_code": job.exit_code,
+        "why": job.why,
+    }
+
+
+def _print(pools: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    if not pools:
+        console.print("No pool yet: start one with `worker-manager local-process`.")
+    for pool in pools:
+        manager = f"process {pool['manager']}" if pool["manager"] else "no manager runs"
+        console.print(Text(pool["pool"], style="bold"), f"for {pool['server']}: {manager}")
+        if pool["error"]:
+            console.print(Text(f"  its jobs are unknown: {pool['error']}", style="red"))
+        _print_last(console, pool["last"])
+        living, ended = _split(pool["jobs"] or [])
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        for column in ("  WORKER", "STATE", "SINCE", "LEFT"):
+            table.add_column(column, overflow="fold")
+        for job in [*living, *ended]:
+            table.add_row(
+                f"  {job['worker']}", job["state"], _age(job["ended"] or job["created"]), _left(job)
+            )
+        if living or ended:
+            console.print(table)
+        console.print(
+            f"  {len(living)} of {pool['min_workers']} to {pool['max_workers']} workers, "
+            f"{pool['launched']} launched in all"
+        )
+
+
+def _print_last(console: Any, entry: dict[str, Any] | None) -> None:
+    if entry is None:
+        console.print("  nothing decided yet")
+        return
+    when = _age(entry["time"])
+    if entry.get("error"):
+        console.print(f"  {when} ago: could not look: {entry['error']}", markup=False)
+        return
+    snapshot, decision = entry["snapshot"], entry["decision"]
+    console.print(
+        f"  {when} ago: {snapshot['staged']} staged, {snapshot['pending']} pending, "
+        f"{snapshot['active']} active: launch {decision['launch']}",
+        markup=False,
+    )
+    for reason in decision["reasons"]:
+        mark = "yes" if reason["held"] else "no "
+        console.print(f"    {mark} {reason['code']}: {reason['sentence']}", markup=False)
+
+
+def _split(jobs: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The living jobs, and the last that ended."""
+    living = [job for job in jobs if job["state"] != "ended"]
+    ended = sorted((j for j in jobs if j["state"] == "ended"), key=lambda j: -(j["ended"] or 0))
+    return living, ended[:RECENT_ENDS]
+
+
+def _left(job: dict[str, Any]) -> str:
+    if job["state"] != "ended":
+        return ""
+    return job["why"] or f"exit code {job['exit_code']}"
+
+
+def _age(when: float | None) -> str:
+    from bundles.sizes import format_duration
+
+    return format_duration(max(0.0, time.time() - when)) if when else "?"
