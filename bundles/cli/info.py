@@ -95,7 +95,6 @@ def _show(bundle: Bundle) -> None:
         duration,
         moment,
         printable,
-        short_uuid,
     )
     from bundles.sizes import format_size
 
@@ -124,7 +123,7 @@ def _show(bundle: Bundle) -> None:
         name = f" ({dependency.parent_name})" if dependency.parent_name else ""
         add(
             "" if number else "depends on",
-            f"{dependency.child_path} ← {short_uuid(dependency.parent_uuid)}{path}{name}",
+            f"{dependency.child_path} ← {dependency.parent_uuid}{path}{name}",
         )
     shown = {"name", "failure_message", "created", "time"}
     for key, value in metadata.items():

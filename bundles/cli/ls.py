@@ -87,21 +87,20 @@ def ls(
     )
 
     table = new_table("uuid", "name", "state", "owner", "age", "time", "command")
-    # The widths that never grow leave the rest of the line to name and command.
-    for column, width in ((0, 10), (4, 4), (5, 6)):
-        table.columns[column].min_width = width
+    # Only name and command give way to a narrow terminal, but their cells are not folded either.
     table.columns[1].max_width = 24
-    table.columns[2].min_width = 7
-    table.columns[6].ratio = 1
+    table.columns[3].max_width = 12
+    for column in (1, 6):
+        table.columns[column].no_wrap = False
     now = time.time()
     for bundle in found:
         table.add_row(
             short_uuid(bundle.uuid),
-            Text(printable(bundle.name)),
+            Text(printable(bundle.name), no_wrap=True, overflow="ellipsis"),
             Text(bundle.state, style=STATE_STYLES.get(bundle.state, "")),
             Text(printable(bundle.owner_name or bundle.owner_id)),
             age(bundle.metadata.get("created"), now),
             duration(bundle.metadata.get("time")),
-            Text(printable(bundle.command)),
+            Text(printable(bundle.command), no_wrap=True, overflow="ellipsis"),
         )
     console().print(table)

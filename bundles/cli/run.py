@@ -30,9 +30,8 @@ class _RunCommand(click.Command):
         for position, word in enumerate(args):
             if word in ("--", "---"):
                 words = args[position + 1 :]
-                if words:
-                    command = words[0] if len(words) == 1 else shlex.join(words)
-                    args = [*args[:position], "--", command]
+                command = words[0] if len(words) == 1 else shlex.join(words)
+                args = [*args[:position], "--", command]
                 break
         return super().parse_args(ctx, args)
 
