@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from backends.base import Job, JobState
+from manager.ledger import KEPT_SECONDS, Ledger, Outcome, Pool
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def ledger(tmp_path: Path, clock: Clock) -> Iterator[Ledger]:
+    with Ledger(tmp_path / "ledger.db", clock=clock) as opened:
+        opened.describe(Pool("p", "local-process", "http://s", {"max_workers": 3}))
+        yield opened
+
+
+def job(key: object, state: JobState = JobState.ACTIVE, **more: object) -> Job:
+    return Job(id=str(key), key=key, worker_id=str(key), state=state, **more)  # type: ignore[arg-type]
+
+
+def test_an_intent_is_open_until_its_outcome_is_written(ledger: Ledger) -> None:
+    first, second = ledger.intend("p", 2)
+    assert [launch.key for launch in ledger.unsettled("p")] == [first, second]
+    ledger.settle(first, Outcome.LAUNCHED, job_id="j1")
+    assert [launch.key for launch in ledger.unsettled("p")] == [second]
+    assert [launch.key for launch in ledger.running("p")] == [first]
+
+
+def test_the_first_outcome_of_an_intent_stands(ledger: Ledger) -> None:
+    (key,) = ledger.intend("p", 1)
+    ledger.settle(key, Outcome.LAUNCHED, job_id="j")
+    ledger.settle(key, Outcome.UNDONE)
+    assert ledger.recent("p", 1)[0].outcome is Outcome.LAUNCHED
+
+
+def test_keys_are_never_given_twice_not_even_after_a_restart(tmp_path: Path) -> None:
+    keys = []
+    for _ in range(3):
+        with Ledger(tmp_path / "ledger.db") as ledger:
+            ledger.describe(Pool("p", "local-process", "http://s", {}))
+            keys += ledger.intend("p", 2)
+    assert [key.sequence for key in keys] == [1, 2, 3, 4, 5, 6]
+    assert len(set(map(str, keys))) == 6
+
+
+def test_an_intent_says_when_a_launch_was_last_tried(ledger: Ledger, clock: Clock) -> None:
+    assert ledger.last_launch("p") is None
+    clock.now = 1234.0
+    ledger.intend("p", 1)
+    assert ledger.last_launch("p") == 1234.0
+
+
+def test_an_end_is_news_once(ledger: Ledger) -> None:
+    (key,) = ledger.intend("p", 1)
+    ledger.settle(key, Outcome.LAUNCHED, job_id=str(key))
+    ended = job(key, JobState.ENDED, ended=1500.0, exit_code=3, why="w")
+    assert ledger.record_ends([ended]) == [ended]
+    assert ledger.record_ends([ended]) == []
+    assert ledger.running("p") == []
+    assert (ledger.recent("p", 1)[0].ended, ledger.recent("p", 1)[0].exit_code) == (1500.0, 3)
+
+
+def test_a_job_that_left_the_list_is_written_down_as_ended(ledger: Ledger) -> None:
+    (key,) = ledger.intend("p", 1)
+    ledger.settle(key, Outcome.LAUNCHED, job_id=str(key))
+    ledger.record_missing("p", [key])
+    assert ledger.running("p") == []
+
+
+def test_what_was_intended_and_not_committed_is_as_if_never_said(ledger: Ledger) -> None:
+    with pytest.raises(IndexError):
+        ledger.intend("no such pool", 1)
+    assert ledger.unsettled("no such pool") == []
+    ledger.intend("p", 1)  # and the ledger can still be written
+
+
+def test_old_launches_are_forgotten_and_those_that_run_are_not(
+    ledger: Ledger, clock: Clock
+) -> None:
+    ended, running, refused, unsettled = ledger.intend("p", 4)
+    for key in (ended, running):
+        ledger.settle(key, Outcome.LAUNCHED, job_id=str(key))
+    ledger.settle(refused, Outcome.REFUSED, error="no")
+    ledger.record_ends([job(ended, JobState.ENDED, ended=1000.0, exit_code=0)])
+    clock.now += KEPT_SECONDS + 1
+    ledger.describe(Pool("p", "local-process", "http://s", {}))
+    assert {launch.key for launch in ledger.recent("p", 10)} == {running, unsettled}
+
+
+def test_a_reader_finds_no_ledger_where_no_manager_was(tmp_path: Path) -> None:
+    assert Ledger.read_only(tmp_path / "ledger.db") is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reader_sees_what_the_manager_wrote_and_cannot_write(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    (key,) = ledger.intend("p", 1)
+    reader = Ledger.read_only(tmp_path / "ledger.db")
+    assert reader is not None
+    with reader:
+        assert [pool.name for pool in reader.pools()] == ["p"]
+        assert [launch.key for launch in reader.unsettled("p")] == [key]
+        with pytest.raises(sqlite3.OperationalError):
+            reader.intend("p", 1)
+
+
+def test_a_ledger_of_a_later_version_is_left_alone(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        ledger._database.execute("PRAGMA user_version = 99")
+    with pytest.raises(sqlite3.DatabaseError, match="later version"):
+        Ledger(tmp_path / "ledger.db")
