@@ -203,10 +203,10 @@ def test_a_server_that_is_away_is_waited_for_and_asked_anew() -> None:
         client.states[A] = "ready"
 
     client.at(1.0, away)
-    client.at(30.0, back)
+    client.at(5.0, back)
     while not watch.ended:
         watch.step(10.0)
-    assert 30.0 <= client.now <= 31.0
+    assert 5.0 <= client.now <= 6.0
 
 
 @pytest.mark.parametrize("fault", [Unreachable("no answer"), ServerFault("try again")])
