@@ -307,3 +307,17 @@ def test_kill_and_write_and_rm_are_one_request_each(desk: Desk, command: Run) ->
     assert command("rm", "--force", "two").stdout == f"{second}\n"
     assert desk.sent("DELETE", "bundles") == [{"data": [{"type": "bundles", "id": second}]}]
     assert desk.requests[-1].url.params["force"] == "1"
+
+
+def test_kill_ends_the_others_when_one_has_ended(desk: Desk, command: Run) -> None:
+    first, second, third = (desk.add(uuid_of(digit)) for digit in "123")
+
+    def act(request: httpx.Request) -> httpx.Response:
+        if first in request.content.decode():
+            return httpx.Response(409, text=f"the bundle {first} has ended")
+        return httpx.Response(200, json={"data": []})
+
+    desk.on("POST", "bundle-actions", act)
+    done = command("kill", first, second, third)
+    assert (done.code, done.stdout) == (1, f"{second}\n{third}\n")
+    assert done.stderr == f"bundles: the bundle {first} has ended\n"
