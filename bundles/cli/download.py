@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from bundles.cli.options import Connection, common_options
+from bundles.cli.transfer import shown
 from bundles.errors import UsageError
 
 if TYPE_CHECKING:
@@ -67,6 +68,9 @@ def _check_free(destination: Path, force: bool) -> None:
 def _save(contents: Download, destination: Path, force: bool) -> None:
     from bundles.archive import ChunkStream, unpack
 
+    # A directory comes packed, so its size says nothing about the bytes to come.
+    size_bytes = None if contents.is_directory else contents.size_bytes
+    chunks = shown(contents.chunks(), destination.name, size_bytes)
     # Beside the destination, so that the last step is a rename within one file system.
     with tempfile.TemporaryDirectory(
         prefix=f".{destination.name[:100]}.", dir=destination.parent
@@ -74,11 +78,11 @@ def _save(contents: Download, destination: Path, force: bool) -> None:
         fresh = Path(place) / "fresh"
         if contents.is_directory:
             fresh.mkdir()
-            stream = io.BufferedReader(ChunkStream(contents.chunks()))
+            stream = io.BufferedReader(ChunkStream(chunks))
             unpack(cast("BinaryIO", stream), fresh)
         else:
             with fresh.open("wb") as file:
-                for chunk in contents.chunks():
+                for chunk in chunks:
                     file.write(chunk)
         _check_free(destination, force)
         if os.path.lexists(destination):

@@ -6,11 +6,12 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
 from bundles.cli.options import Connection, common_options, default_name, describing_options
+from bundles.cli.transfer import shown
 from bundles.errors import BundlesError, UsageError
 
 if TYPE_CHECKING:
@@ -108,14 +109,18 @@ def _undo(client: Client, uuid: str) -> str:
 
 def _chunks(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            yield chunk
+        yield from shown(_read(file), path.name, os.fstat(file.fileno()).st_size)
+
+
+def _read(file: BinaryIO) -> Iterator[bytes]:
+    while chunk := file.read(CHUNK_BYTES):
+        yield chunk
 
 
 def _packed(path: Path, exclude_patterns: tuple[str, ...]) -> Iterator[bytes]:
     from bundles.archive import pack
 
-    return pack(path, exclude=exclude_patterns)
+    return shown(pack(path, exclude=exclude_patterns), path.name)
 
 
 def _left_out(root: Path) -> Iterator[str]:
