@@ -5,113 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import orjson
 import pytest
+from pool_fakes import GIB, NOW, FakeBackend, FakeServer
 
-from backends.base import (
-    BackendError,
-    Capabilities,
-    Job,
-    JobState,
-    LaunchKey,
-    LaunchResult,
-    Unreachable,
-)
+from backends.base import JobState, Unreachable
 from bundles.client import Client
 from bundles.errors import BundlesError
 from bundles.home import Credentials
 from manager.ledger import Ledger, Pool
 from manager.observe import START_SECONDS, Observer, QueueConfig
-
-NOW = 1_000_000.0
-GIB = 1024**3
-
-
-class FakeServer:
-    """Answers searches from ``bundles`` as a server does; fails when it is not asked in pages."""
-
-    def __init__(self, *, root: bool = False, features: str = "") -> None:
-        self.root, self.features = root, features
-        self.bundles: list[dict[str, Any]] = []
-        self.workers: list[str] = []
-        self.shapes: list[dict[str, Any]] = []
-        self.asked: list[list[str]] = []
-        self.worker_lists = 0
-        self.broken_page: int | None = None
-
-    def stage(self, number: int = 1, *, bundle_type: str = "run", **metadata: Any) -> None:
-        for _ in range(number):
-            self.bundles.append(
-                {
-                    "id": f"0x{len(self.bundles):032x}",
-                    "attributes": {
-                        "uuid": f"0x{len(self.bundles):032x}",
-                        "bundle_type": bundle_type,
-                        "state": "staged",
-                        "metadata": metadata,
-                    },
-                }
-            )
-
-    def __call__(self, request: httpx.Request) -> httpx.Response:
-        path = request.url.path.removeprefix("/rest/")
-        if path == "user":
-            document = {"data": {"id": "0", "attributes": {"is_root_user": self.root}}}
-        elif path == "workers/info":
-            self.worker_lists += 1
-            document = {"data": [{"worker_id": name} for name in self.workers]}
-        else:
-            words = request.url.params.get_list("keywords")
-            self.asked.append(words)
-            if ".shapes" in words:
-                return self._reply({"meta": {"shapes": self.shapes}})
-            limit = self._number(words, ".limit=")
-            offset = self._number(words, ".offset=")
-            if self.broken_page is not None and offset >= self.broken_page:
-                return httpx.Response(500, text="broken")
-            document = {"data": self.bundles[offset : offset + limit]}
-        return self._reply(document)
-
-    @staticmethod
-    def _number(words: list[str], prefix: str) -> int:
-        found = [int(word.removeprefix(prefix)) for word in words if word.startswith(prefix)]
-        assert found, f"asked without {prefix}: a server would answer 10 bundles at most"
-        return found[0]
-
-    def _reply(self, document: Any) -> httpx.Response:
-        headers = {"Bundles-Features": self.features} if self.features else {}
-        return httpx.Response(200, content=orjson.dumps(document), headers=headers)
-
-
-class FakeBackend:
-    def __init__(self, lag_seconds: float = 0.0) -> None:
-        self.jobs: list[Job] = []
-        self.error: BackendError | None = None
-        self.capabilities = Capabilities(1, True, 60.0, lag_seconds)
-
-    def work_directory(self, key: LaunchKey) -> str:
-        return "/"
-
-    def list_jobs(self) -> list[Job]:
-        if self.error:
-            raise self.error
-        return list(self.jobs)
-
-    def launch(self, requests: Any) -> list[LaunchResult]:
-        raise AssertionError("observing launches nothing")
-
-    def terminate(self, job_ids: Any) -> dict[str, BackendError | None]:
-        raise AssertionError("observing ends nothing")
-
-    def logs(self, job_id: str) -> str:
-        return ""
-
-    def add(self, state: JobState, *, age_seconds: float = 3600.0) -> Job:
-        key = LaunchKey.make("p", len(self.jobs) + 1)
-        started = None if state is JobState.PENDING else NOW - age_seconds
-        self.jobs.append(Job(str(key), key, str(key), state, NOW - age_seconds, started))
-        return self.jobs[-1]
-
 
 Make = Callable[..., Observer]
 

@@ -1,0 +1,285 @@
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from pool_fakes import GIB, NOW, FakeBackend, FakeServer
+
+from backends.base import Invalid, JobResources, JobState, OutOfCapacity, Unreachable
+from bundles.client import Client
+from bundles.errors import NotAuthenticated, ServerFault
+from bundles.home import Credentials
+from manager.alarm import Alarm
+from manager.command import WorkerOptions
+from manager.journal import Journal, last_entry
+from manager.ledger import Ledger, Outcome, Pool
+from manager.loop import Launcher, PoolManager
+from manager.observe import Observer, QueueConfig
+from manager.policy import PoolConfig
+
+
+class KilledError(BaseException):
+    """Stands for SIGKILL: nothing after it runs."""
+
+
+class Stand:
+    """One pool over fakes, whose manager can be killed and started again."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.server = FakeServer(features="tokens", root=True)
+        self.backend = FakeBackend()
+        self.now = NOW
+        self.ledger: Ledger | None = None
+        self._client = Client(
+            "http://s", Credentials(token="t"), transport=httpx.MockTransport(self.server)
+        )
+
+    def start(self, low: int = 0, high: int = 3, sleep_seconds: float = 5.0) -> PoolManager:
+        """A new manager over the same ledger, as after a crash."""
+        self.close_ledger()
+        self.ledger = Ledger(self.directory / "ledger.db", clock=self.clock)
+        self.ledger.describe(Pool("p", "fake", "http://s", {}))
+        queue = QueueConfig(cpus=1, gpus=0, memory_bytes=2 * GIB)
+        return PoolManager(
+            pool="p",
+            config=PoolConfig(low, high),
+            observer=Observer(self._client, self.backend, "p", queue),
+            backend=self.backend,
+            launcher=Launcher(
+                "http://s", WorkerOptions(), JobResources(1, 0, 2 * GIB), Credentials(token="t")
+            ),
+            client=self._client,
+            ledger=self.ledger,
+            journal=Journal(self.directory / "p.jsonl", "p"),
+            alarm=Alarm(),
+            make_feed=self._no_feed,
+            sleep_seconds=sleep_seconds,
+            clock=self.clock,
+        )
+
+    def clock(self) -> float:
+        return self.now
+
+    def shapes(self, count: int) -> None:
+        self.server.shapes = []
+        self.server.bundles = []
+        self.server.stage(count)
+
+    def outcomes(self) -> list[Outcome | None]:
+        assert self.ledger is not None
+        return [launch.outcome for launch in reversed(self.ledger.recent("p", 100))]
+
+    def close_ledger(self) -> None:
+        if self.ledger is not None:
+            self.ledger.close()
+
+    def close(self) -> None:
+        self.close_ledger()
+        self._client.close()
+
+    @staticmethod
+    def _no_feed() -> Any:
+        raise AssertionError("the server offers no changes")
+
+
+@pytest.fixture
+def stand(tmp_path: Path) -> Iterator[Stand]:
+    made = Stand(tmp_path)
+    yield made
+    made.close()
+
+
+def test_staged_bundles_get_workers_with_one_token_and_no_secret_on_paper(stand: Stand) -> None:
+    stand.shapes(5)
+    assert stand.start().tick().launch == 3
+    assert stand.outcomes() == [Outcome.LAUNCHED] * 3
+    assert {r.secrets["WORKER_MANAGER_TOKEN"] for r in stand.backend.launched} == {"token-1"}
+    for path in stand.directory.iterdir():
+        assert b"token-1" not in path.read_bytes()
+
+
+def test_a_second_tick_launches_nothing_more_for_the_same_bundles(stand: Stand) -> None:
+    stand.shapes(2)
+    manager = stand.start(high=10)
+    assert [manager.tick().launch for _ in range(3)] == [2, 0, 0]
+    stand.shapes(3)
+    assert manager.tick().launch == 1
+
+
+@pytest.mark.parametrize("failing", ["queue", "jobs"])
+def test_a_failed_observation_launches_nothing_and_is_written_down(
+    stand: Stand, failing: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    stand.shapes(5)
+    manager = stand.start(low=2)
+    if failing == "queue":
+        stand.server.status = 500
+    else:
+        stand.backend.error = Unreachable("no answer")
+    with caplog.at_level(logging.INFO, "manager"):
+        waits = [manager._guarded_tick() for _ in range(6)]
+    assert stand.backend.launched == []
+    assert len(caplog.records) == 1, "it is said once"
+    assert waits[0] < 5.0 <= waits[2] < waits[5] <= 60.0
+    entry = last_entry(stand.directory / "p.jsonl")
+    assert entry is not None
+    assert entry["decision"] is None
+    assert entry["error"]
+
+
+def test_a_failed_observation_raises_from_a_single_tick(stand: Stand) -> None:
+    stand.server.status = 503
+    with pytest.raises(ServerFault):
+        stand.start().tick()
+
+
+def test_credentials_that_were_never_taken_end_the_manager_at_once(stand: Stand) -> None:
+    stand.server.status = 401
+    with pytest.raises(NotAuthenticated):
+        stand.start().run()
+
+
+def test_credentials_that_expired_are_tried_once_more(stand: Stand) -> None:
+    manager = stand.start()
+    manager._guarded_tick()
+    stand.server.status = 401
+    manager._guarded_tick()
+    with pytest.raises(NotAuthenticated):
+        manager._guarded_tick()
+
+
+def test_a_launch_that_is_refused_is_held_and_tried_again_later(stand: Stand) -> None:
+    stand.shapes(1)
+    stand.backend.refusal = OutOfCapacity("no such machine at the moment")
+    manager = stand.start(low=1)
+    assert manager.tick().launch == 1
+    assert stand.outcomes() == [Outcome.REFUSED]
+    held = manager.tick()
+    assert held.launch == 0
+    assert "no such machine at the moment" in held.reason("held").sentence
+    stand.backend.refusal = None
+    stand.now += 6
+    assert manager.tick().launch == 1
+
+
+def test_a_launch_without_an_answer_that_did_happen_is_found_and_not_repeated(
+    stand: Stand,
+) -> None:
+    stand.shapes(1)
+    stand.backend.refusal = Unreachable("timed out")
+    manager = stand.start()
+    assert manager.tick().launch == 1
+    assert stand.outcomes() == [None]
+    stand.backend.refusal = None
+    assert manager.tick().launch == 0
+    assert stand.outcomes() == [Outcome.LAUNCHED]
+    assert len(stand.backend.jobs) == 1
+
+
+def kill_at(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, *, after: bool) -> None:
+    whole: Callable[..., Any] = getattr(owner, name)
+
+    def killed(*arguments: Any, **named: Any) -> Any:
+        if after:
+            whole(*arguments, **named)
+        raise KilledError
+
+    monkeypatch.setattr(owner, name, killed)
+
+
+@pytest.mark.parametrize(
+    ("step", "after", "launched"),
+    [
+        ("intend", False, 0),
+        ("intend", True, 0),
+        ("launch", False, 0),
+        ("launch", True, 2),
+        ("settle", False, 2),
+        ("settle", True, 2),
+        ("journal", False, 2),
+    ],
+)
+def test_a_manager_killed_between_any_two_steps_is_carried_on_by_the_next(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch, step: str, after: bool, launched: int
+) -> None:
+    stand.shapes(2)
+    manager = stand.start()
+    owner, name = {
+        "intend": (manager.ledger, "intend"),
+        "launch": (manager.backend, "launch"),
+        "settle": (manager, "_settle"),
+        "journal": (manager.journal, "write"),
+    }[step]
+    with monkeypatch.context() as patch:
+        kill_at(patch, owner, name, after=after)
+        with pytest.raises(KilledError):
+            manager.tick()
+    assert len(stand.backend.jobs) == launched
+
+    assert stand.start().tick().launch == 2 - launched
+    assert len(stand.backend.jobs) == 2
+    kept = [outcome for outcome in stand.outcomes() if outcome is Outcome.LAUNCHED]
+    assert len(kept) == 2
+    assert None not in stand.outcomes()
+    keys = [job.key for job in stand.backend.jobs]
+    assert len(set(keys)) == 2
+
+
+def test_an_end_is_said_with_its_meaning_and_the_minimum_restored(
+    stand: Stand, caplog: pytest.LogCaptureFixture
+) -> None:
+    manager = stand.start(low=1)
+    manager.tick()
+    stand.backend.jobs[0] = replace(
+        stand.backend.jobs[0], state=JobState.ENDED, exit_code=0, ended=NOW + 1
+    )
+    with caplog.at_level(logging.INFO, "manager"):
+        assert manager.tick().launch == 1
+    assert "left with exit code 0" in caplog.text
+
+
+def test_a_request_that_will_never_work_does_not_spin(stand: Stand) -> None:
+    stand.shapes(9)
+    stand.backend.refusal = Invalid("no such image")
+    manager = stand.start()
+    launches = []
+    for _ in range(60):
+        launches.append(manager.tick().launch)
+        stand.now += 5
+    assert 3 <= sum(1 for number in launches if number) <= 8
+
+
+def test_a_ring_wakes_the_loop_and_a_stop_ends_it(stand: Stand) -> None:
+    manager = stand.start(sleep_seconds=3600)
+    ticks = threading.Semaphore(0)
+    observe = manager.observer.observe
+
+    def observed(*arguments: Any) -> Any:
+        ticks.release()
+        return observe(*arguments)
+
+    manager.observer.observe = observed  # type: ignore[method-assign]
+
+    def ring_twice_and_stop() -> None:
+        assert ticks.acquire(timeout=30)
+        manager.alarm.ring()
+        assert ticks.acquire(timeout=30)
+        manager.alarm.stop()
+
+    other = threading.Thread(target=ring_twice_and_stop)
+    other.start()
+    assert manager.run() is False
+    other.join()
+
+
+def test_a_restart_is_due_after_its_time(stand: Stand) -> None:
+    manager = stand.start(sleep_seconds=3600)
+    manager.restart_after_seconds = 0.05
+    assert manager.run() is True
