@@ -1,0 +1,616 @@
+"""The server's books: every bundle that has not ended, every worker, and how they change.
+
+Owned by one thread (desk.py). An operation validates first and then changes the books; what it
+changed is noted here and written by records.py when the batch of operations ends. If that fails
+the books are thrown away and read again, so nothing here has to be undone. No SQL, no sockets.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from bundles.model import ASSIGNED_STATES, FINAL_STATES, Dependency, Resources, State
+from bundles.server.accounts import Accounts
+from bundles.server.lifecycle import may_follow, parents_verdict
+from bundles.server.scheduler import NO_PRIORITY, Need, Offer, Scheduler, Waiting
+
+log = logging.getLogger(__name__)
+
+START_SECONDS = 10.0
+"""A worker without claims must ask to start a bundle this long after it was given to it."""
+POLL_SECONDS = 5.0
+"""How long a check-in of CodaLab's own worker is held, and how long it counts as polling."""
+VERDICTS_A_BATCH = 500
+"""``staged_status`` sentences written in one go, so that they never delay a match for long."""
+FORMER_SESSIONS = 20
+RETIRED_SESSIONS = 10_000
+DISK_STEP_BYTES = 64 * 1024**2
+
+LASTING_METADATA = frozenset({"actions", "created"})
+"""Generated fields that survive when a bundle is staged again."""
+
+GENERATED_METADATA = frozenset(
+    {
+        "actions", "cpu_usage", "memory_usage", "time", "time_user", "time_system", "memory",
+        "memory_max", "started", "last_updated", "run_status", "staged_status",
+        "time_preparing", "time_running", "time_cleaning_up", "time_uploading_results",
+        "docker_image", "exitcode", "job_handle", "remote", "remote_history",
+        "on_preemptible_worker", "created", "data_size", "failure_message", "disk_utilization",
+    }
+)  # fmt: skip
+"""Fields of a run that only the server and the worker write."""
+
+
+class Reader(Protocol):
+    """What an operation may ask of the database: what is not in the books."""
+
+    def find_bundles(self, uuids: Iterable[str]) -> dict[str, Past]: ...
+
+    def find_worker(self, worker_id: str) -> Worker | None: ...
+
+    def children_of(self, uuids: Iterable[str]) -> dict[str, set[str]]: ...
+
+    def row(self, uuid: str) -> Mapping[str, Any] | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """``wall``: seconds since the epoch. ``monotonic``: for leases and deadlines."""
+
+    wall: Callable[[], float] = time.time
+    monotonic: Callable[[], float] = time.monotonic
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """A bundle in brief, as the database has it: most often one that has ended."""
+
+    id: int
+    uuid: str
+    owner_id: str
+    name: str
+    state: State
+    claim: int
+    worker_id: str | None
+    fingerprint: str
+    location: str | None
+
+
+@dataclass(slots=True)
+class Entry:
+    """A bundle that has not ended."""
+
+    id: int
+    uuid: str
+    owner_id: str
+    bundle_type: str
+    command: str
+    args: str
+    state: State
+    created: float
+    metadata: dict[str, Any]
+    dependencies: tuple[Dependency, ...]
+    resources: Resources
+    fingerprint: str
+    claim: int = 0
+    worker_id: str | None = None
+    session: str | None = None
+    kill_message: str | None = None
+    staged_status: str | None = None
+    location: str | None = None
+    is_directory: bool | None = None
+    size_bytes: int | None = None
+    # From here on in memory only
+    parents: dict[str, State] = field(default_factory=dict)
+    is_acknowledged: bool = False
+    """The worker has the run on its disk: from now on not listing it means that it is lost."""
+    start_by: float | None = None
+    kill_sent: float = 0.0
+
+    @property
+    def name(self) -> str:
+        return str(self.metadata.get("name") or "")
+
+    @property
+    def is_assigned(self) -> bool:
+        return self.state in ASSIGNED_STATES
+
+    def past(self) -> Past:
+        return Past(
+            self.id, self.uuid, self.owner_id, self.name, self.state, self.claim, self.worker_id,
+            self.fingerprint, self.location,
+        )  # fmt: skip
+
+    def need(self) -> Need:
+        asked = self.resources
+        return Need(
+            self.owner_id, asked.cpus, asked.gpus, asked.memory_bytes, asked.disk_bytes, asked.queue
+        )
+
+    def waiting(self) -> Waiting:
+        priority = self.metadata.get("request_priority")
+        return Waiting(
+            self.uuid,
+            self.id,
+            self.need(),
+            NO_PRIORITY if priority is None or priority == "" else float(priority),
+            frozenset((d.parent_uuid, d.parent_path) for d in self.dependencies),
+        )
+
+
+@dataclass(slots=True)
+class Worker:
+    """A worker that has checked in. ``facts``: what it said of itself that seldom changes."""
+
+    id: str
+    user_id: str
+    token_digest: str | None = None
+    session: str | None = None
+    former_sessions: list[str] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+    is_live: bool = True
+    seen: float = 0.0
+    # From here on in memory only
+    lease_end: float = 0.0
+    sequence: int = -1
+    free_disk_bytes: int = 0
+    cached: frozenset[tuple[str, str]] = frozenset()
+    runs_left: int | None = None
+    is_terminating: bool = False
+    assigned: set[str] = field(default_factory=set)
+    listed: frozenset[str] = frozenset()
+    polling_until: float = 0.0
+
+    @property
+    def has_claims(self) -> bool:
+        """It speaks docs/protocol.md; CodaLab's own worker does not."""
+        return "claims" in (self.facts.get("features") or ())
+
+    @property
+    def is_preemptible(self) -> bool:
+        return bool(self.facts.get("preemptible"))
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """A message for a worker. ``id`` is the same whenever the same thing is said again."""
+
+    worker_id: str
+    id: str
+    message: Mapping[str, Any]
+
+
+@dataclass(slots=True)
+class Effects:
+    """What the world is told once the batch is in the database, in this order."""
+
+    superseded: list[tuple[str, str]] = field(default_factory=list)
+    """(worker id, session) that another session took over from."""
+    recalls: list[tuple[str, str]] = field(default_factory=list)
+    """(worker id, letter id) that needs not be sent any more."""
+    letters: list[Letter] = field(default_factory=list)
+    transitions: list[dict[str, Any]] = field(default_factory=list)
+    discards: list[str] = field(default_factory=list)
+    """Places in the store that no bundle refers to any more."""
+
+
+class Books:
+    """All of it. Operations call its methods; only its own thread may."""
+
+    def __init__(self, reader: Reader, clock: Clock, worker_timeout_seconds: float) -> None:
+        self.reader = reader
+        self.clock = clock
+        self.worker_timeout_seconds = worker_timeout_seconds
+        self.accounts = Accounts()
+        self.entries: dict[str, Entry] = {}
+        self.workers: dict[str, Worker] = {}
+        self.children: dict[str, set[str]] = {}
+        self.scheduler = Scheduler()
+        self.live: dict[str, dict[str, Any]] = {}
+        """The latest figures of running bundles, as metadata; written with the next transition."""
+        self.next_bundle_id = 1
+        self.next_transition_id = 1
+        self._writes = 0
+        self._verdicts: dict[str, str | None] = {}
+        self._retired: dict[tuple[str, str], None] = {}
+        self.tick()
+        self.start_batch()
+
+    def start_batch(self) -> None:
+        """Nothing has changed yet."""
+        self.new: dict[str, Entry] = {}
+        self.dirty: dict[str, Entry] = {}
+        self.ended: list[Entry] = []
+        self.deleted: dict[str, int] = {}
+        self.changed_workers: dict[str, Worker | None] = {}
+        self.statements: list[tuple[Any, list[dict[str, Any]]]] = []
+        self.effects = Effects()
+
+    def tick(self) -> None:
+        """Look at the clock: an operation sees one time."""
+        self.now = self.clock.wall()
+        self.instant = self.clock.monotonic()
+
+    # Bundles
+
+    def find(self, uuid: str) -> Past | None:
+        """A bundle in brief, wherever it is."""
+        return self.find_all([uuid]).get(uuid)
+
+    def find_all(self, uuids: Iterable[str]) -> dict[str, Past]:
+        """Bundles in brief: from the books, which are ahead of the database, or from there."""
+        found: dict[str, Past] = {}
+        missing: list[str] = []
+        for uuid in uuids:
+            entry = self.entries.get(uuid)
+            if entry is not None:
+                found[uuid] = entry.past()
+            elif uuid not in self.deleted:
+                missing.append(uuid)
+        if missing:
+            found.update(self.reader.find_bundles(missing))
+        return found
+
+    def add(self, entry: Entry) -> None:
+        """A new bundle, in its first state; one that waits for nothing is staged by ``settle``."""
+        self.entries[entry.uuid] = entry
+        self.new[entry.uuid] = entry
+        self._note(entry, None, "")
+
+    def restore(self, entry: Entry) -> None:
+        """A bundle as the database has it, when the books are read."""
+        self.entries[entry.uuid] = entry
+        if entry.state is State.CREATED:
+            self._index_parents(entry)
+        elif entry.state is State.STAGED:
+            self.scheduler.add(entry.waiting())
+        elif entry.is_assigned and entry.worker_id is not None:
+            worker = self.workers.get(entry.worker_id)
+            if worker is not None:
+                worker.assigned.add(entry.uuid)
+                self.scheduler.occupy(worker.id, entry.uuid, entry.need())
+                entry.is_acknowledged = entry.state is not State.STARTING
+
+    def settle(self, entry: Entry) -> None:
+        """Stage a created bundle, or fail it, if its parents allow a verdict; else let it wait."""
+        if entry.state is not State.CREATED:
+            return
+        allow_failed = bool(entry.metadata.get("allow_failed_dependencies"))
+        verdict, parent_uuid = parents_verdict(entry.parents, allow_failed)
+        if verdict is None:
+            self._index_parents(entry)
+        elif verdict is State.STAGED:
+            self.move(entry, State.STAGED)
+        else:
+            assert parent_uuid is not None
+            state = entry.parents[parent_uuid]
+            past = self.find(parent_uuid)
+            name = f"{past.name} " if past and past.name else ""
+            end = "was killed" if state is State.KILLED else "failed"
+            self.end(entry, State.FAILED, f"The bundle that it depends on, {name}({parent_uuid}), "
+                     f"{end}; --allow-failed-dependencies would run it all the same.")  # fmt: skip
+
+    def _index_parents(self, entry: Entry) -> None:
+        for uuid, state in entry.parents.items():
+            if state not in FINAL_STATES:
+                self.children.setdefault(uuid, set()).add(entry.uuid)
+
+    def touch(self, entry: Entry) -> None:
+        """Something of the bundle changed: write it with this batch."""
+        if entry.uuid not in self.new:
+            self.dirty[entry.uuid] = entry
+
+    def move(self, entry: Entry, state: State, reason: str = "") -> None:
+        """The one way in which a bundle changes its state."""
+        before = entry.state
+        if not may_follow(before, state):
+            raise RuntimeError(f"{entry.uuid} cannot go from {before} to {state}")
+        if before is State.STAGED:
+            self.scheduler.remove(entry.uuid)
+            if entry.staged_status is not None:
+                entry.staged_status = None
+        entry.state = state
+        figures = self.live.get(entry.uuid)
+        if figures:
+            entry.metadata = {**entry.metadata, **figures}
+        self._note(entry, before, reason)
+        self.touch(entry)
+        if state is State.STAGED:
+            self.scheduler.add(entry.waiting())
+            verdict = self.scheduler.verdict(entry.uuid)
+            if verdict is not None:
+                self._verdicts[entry.uuid] = verdict
+        elif state in FINAL_STATES:
+            self._ended(entry)
+
+    def end(self, entry: Entry, state: State, failure_message: str | None = None) -> None:
+        """Move to a final state, with the reason where people look for it."""
+        if failure_message:
+            entry.metadata = {**entry.metadata, "failure_message": failure_message}
+        self.move(entry, state, failure_message or "")
+
+    def _ended(self, entry: Entry) -> None:
+        self.live.pop(entry.uuid, None)
+        self.ended.append(entry)
+        self._leave_worker(entry)
+        entry.kill_message = None
+        for uuid in sorted(self.children.pop(entry.uuid, ())):
+            child = self.entries.get(uuid)
+            if child is not None and child.state is State.CREATED:
+                child.parents[entry.uuid] = entry.state
+                self.settle(child)
+
+    def _note(self, entry: Entry, before: State | None, reason: str) -> None:
+        self.effects.transitions.append(
+            {
+                "id": self.next_transition_id,
+                "uuid": entry.uuid,
+                "owner_id": entry.owner_id,
+                "from_state": before,
+                "to_state": entry.state,
+                "time": self.now,
+                "claim": entry.claim,
+                "worker_id": entry.worker_id,
+                "reason": reason,
+            }
+        )
+        self.next_transition_id += 1
+
+    def drop_contents(self, entry: Entry) -> None:
+        """What was uploaded for a run that is not to be counts no more."""
+        if entry.location is not None:
+            self.effects.discards.append(entry.location)
+            entry.location = entry.is_directory = entry.size_bytes = None
+
+    # Assignments
+
+    def assign(self, entry: Entry, worker: Worker) -> None:
+        """Give a staged bundle to a worker: a new claim, and a letter that says so."""
+        entry.claim += 1
+        entry.worker_id, entry.session = worker.id, worker.session
+        entry.is_acknowledged, entry.kill_sent = False, 0.0
+        entry.start_by = None if worker.has_claims else self.instant + START_SECONDS
+        worker.assigned.add(entry.uuid)
+        self.scheduler.occupy(worker.id, entry.uuid, entry.need())
+        self.move(entry, State.STARTING)
+        self.send_run(entry)
+
+    def restage(self, entry: Entry, reason: str) -> None:
+        """Take a bundle from its worker and stage it again; one that was to be killed is killed."""
+        self._leave_worker(entry)
+        self.live.pop(entry.uuid, None)
+        self.drop_contents(entry)
+        if entry.kill_message is not None:
+            self.end(entry, State.KILLED, entry.kill_message)
+            return
+        entry.metadata = {
+            key: value
+            for key, value in entry.metadata.items()
+            if key not in GENERATED_METADATA or key in LASTING_METADATA
+        }
+        self.move(entry, State.STAGED, reason)
+        entry.worker_id = entry.session = None
+
+    def take_offline(self, entry: Entry) -> None:
+        """Its worker is gone, and may come back with it."""
+        entry.start_by = None
+        if entry.kill_message is not None:
+            self.end(entry, State.KILLED, entry.kill_message)
+        elif entry.state is not State.WORKER_OFFLINE:
+            self.move(entry, State.WORKER_OFFLINE, f"worker {entry.worker_id} was not heard of")
+
+    def _leave_worker(self, entry: Entry) -> None:
+        entry.start_by = None
+        if entry.worker_id is None:
+            return
+        worker = self.workers.get(entry.worker_id)
+        if worker is not None and entry.uuid in worker.assigned:
+            worker.assigned.discard(entry.uuid)
+            self.scheduler.release(worker.id, entry.uuid)
+            self.forget_worker_if_done(worker)
+        for kind in ("run", "kill"):
+            self.effects.recalls.append((entry.worker_id, f"{kind}-{entry.uuid}-{entry.claim}"))
+
+    # Letters
+
+    def send(self, kind: str, worker_id: str, uuid: str, claim: int | None, **rest: Any) -> None:
+        """A letter about a bundle; the same kind about the same claim is the same letter."""
+        letter_id = f"{kind}-{uuid}-{claim}"
+        message = {"type": kind, "id": letter_id, "uuid": uuid, "claim": claim, **rest}
+        self.effects.letters.append(Letter(worker_id, letter_id, message))
+
+    def send_run(self, entry: Entry) -> None:
+        """The bundle as its worker has to know it."""
+        assert entry.worker_id is not None
+        metadata = {**entry.metadata}
+        bundle = {
+            "uuid": entry.uuid,
+            "bundle_type": entry.bundle_type,
+            "owner_id": entry.owner_id,
+            "command": entry.command,
+            "state": str(entry.state),
+            "frozen": None,
+            "is_anonymous": False,
+            "metadata": metadata,
+            "args": entry.args,
+            "dependencies": [dependency.to_document() for dependency in entry.dependencies],
+            "location": None,
+        }
+        self.send(
+            "run",
+            entry.worker_id,
+            entry.uuid,
+            entry.claim,
+            bundle=bundle,
+            resources=entry.resources.to_run_message(),
+        )
+
+    def send_kill(self, entry: Entry) -> None:
+        """Its worker is to end it."""
+        assert entry.worker_id is not None
+        assert entry.kill_message is not None
+        entry.kill_sent = self.instant
+        self.send("kill", entry.worker_id, entry.uuid, entry.claim, kill_message=entry.kill_message)
+
+    def send_write(self, entry: Entry, subpath: str, string: str) -> None:
+        """Its worker is to write into a file of it; every letter anew, so each has its own id."""
+        assert entry.worker_id is not None
+        self._writes += 1
+        letter_id = f"write-{entry.uuid}-{entry.claim}-{int(self.now * 1000)}-{self._writes}"
+        message = {"type": "write", "id": letter_id, "uuid": entry.uuid, "claim": entry.claim,
+                   "subpath": subpath, "string": string}  # fmt: skip
+        self.effects.letters.append(Letter(entry.worker_id, letter_id, message))
+
+    # Workers
+
+    def keep_worker(self, worker: Worker) -> None:
+        """Write the worker with this batch."""
+        self.changed_workers[worker.id] = worker
+
+    def retire(self, worker_id: str, session: str) -> None:
+        """A session has left for good: what is still on its way from it must not bring it back."""
+        self._retired[worker_id, session] = None
+        if len(self._retired) > RETIRED_SESSIONS:
+            del self._retired[next(iter(self._retired))]
+
+    def is_retired(self, worker_id: str, session: str) -> bool:
+        """Whether this session of the worker has left."""
+        return (worker_id, session) in self._retired
+
+    def forget_worker_if_done(self, worker: Worker) -> None:
+        """A worker that is gone and holds nothing is of no interest any more."""
+        if not worker.is_live and not worker.assigned:
+            self.workers.pop(worker.id, None)
+            self.changed_workers[worker.id] = None
+
+    def lose_worker(self, worker: Worker, *, restage: bool, reason: str) -> list[str]:
+        """The worker is gone. ``restage``: its bundles at once, whatever it is; else those it
+        cannot have begun, and all of a preemptible one. Returns the uuids staged again."""
+        worker.is_live = False
+        self.keep_worker(worker)
+        self.scheduler.withdraw(worker.id)
+        before = len(self.effects.transitions)
+        for uuid in sorted(worker.assigned):
+            entry = self.entries[uuid]
+            begun = entry.is_acknowledged or entry.state is not State.STARTING
+            if restage or worker.is_preemptible or not begun:
+                self.restage(entry, reason)
+            else:
+                self.take_offline(entry)
+        self.forget_worker_if_done(worker)
+        return [
+            transition["uuid"]
+            for transition in self.effects.transitions[before:]
+            if transition["to_state"] is State.STAGED
+            and transition["from_state"] in ASSIGNED_STATES
+        ]
+
+    def make_offer(self, worker: Worker) -> None:
+        """Tell the scheduler what the worker has and takes."""
+        runs_left = worker.runs_left
+        if runs_left is not None:
+            runs_left = max(0, runs_left - len(worker.assigned - worker.listed))
+        accepting = not worker.is_terminating
+        if not worker.has_claims:
+            # It can be given one message a reply: one run at a time, and only while it asks.
+            unstarted = any(self.entries[uuid].start_by for uuid in worker.assigned)
+            accepting = accepting and not unstarted and self.instant < worker.polling_until
+            runs_left = min(1, 1 if runs_left is None else runs_left)
+        facts = worker.facts
+        self.scheduler.offer(
+            Offer(
+                worker_id=worker.id,
+                cpus=facts.get("cpus") or 0,
+                gpus=facts.get("gpus") or 0,
+                memory_bytes=facts.get("memory_bytes") or 0,
+                # In steps: a figure that changes with every check-in would be news every time.
+                disk_bytes=worker.free_disk_bytes - worker.free_disk_bytes % DISK_STEP_BYTES,
+                tag=facts.get("tag") or "",
+                tag_exclusive=bool(facts.get("tag_exclusive")),
+                serves=self.serves(worker),
+                cached=worker.cached,
+                runs_left=runs_left,
+                accepting=accepting,
+            )
+        )
+        for uuid in worker.assigned:
+            self.scheduler.occupy(worker.id, uuid, self.entries[uuid].need())
+
+    def serves(self, worker: Worker) -> frozenset[str] | None:
+        """Whose bundles a worker takes: its user's and its group's; everyone's if it is root's."""
+        user = self.accounts.users.get(worker.user_id)
+        group = self.accounts.groups.get(worker.facts.get("group_name") or "")
+        if group is not None:
+            return group.members | {worker.user_id}
+        if user is not None and user.is_root:
+            return None
+        return frozenset({worker.user_id})
+
+    # The end of a batch
+
+    def tend(self) -> None:
+        """What follows from the operations of the batch and from the time: before it is written."""
+        self._expire()
+        for match in self.scheduler.match():
+            self.assign(self.entries[match.uuid], self.workers[match.worker_id])
+        for uuid, sentence in self.scheduler.judge():
+            self._verdicts[uuid] = sentence
+        self._write_verdicts()
+
+    def _expire(self) -> None:
+        for worker in list(self.workers.values()):
+            if not worker.is_live:
+                continue
+            if worker.lease_end <= self.instant:
+                log.warning("worker %s has not been heard of: it counts as gone", worker.id)
+                reason = f"worker {worker.id} was not heard of"
+                self.lose_worker(worker, restage=False, reason=reason)
+            elif not worker.has_claims:
+                for uuid in sorted(worker.assigned):
+                    entry = self.entries[uuid]
+                    if entry.start_by is not None and entry.start_by <= self.instant:
+                        self.restage(entry, f"worker {worker.id} did not start it")
+
+    def _write_verdicts(self) -> None:
+        for uuid in list(self._verdicts)[:VERDICTS_A_BATCH]:
+            sentence = self._verdicts.pop(uuid)
+            entry = self.entries.get(uuid)
+            if entry is None or entry.state is not State.STAGED:
+                continue
+            if (entry.staged_status is None) != (sentence is None):
+                entry.staged_status = sentence
+                self.touch(entry)
+
+    def seconds_to_deadline(self) -> float | None:
+        """How long until something is due without anyone asking; None: nothing ever is."""
+        if self._verdicts:
+            return 0.0
+        deadlines = [worker.lease_end for worker in self.workers.values() if worker.is_live]
+        for worker in self.workers.values():
+            if worker.is_live and not worker.has_claims:
+                for uuid in worker.assigned:
+                    start_by = self.entries[uuid].start_by
+                    if start_by is not None:
+                        deadlines.append(start_by)
+        if not deadlines:
+            return None
+        return max(0.0, min(deadlines) - self.clock.monotonic())
+
+    def renew_leases(self) -> None:
+        """Every worker gets a full lease: nobody could check in while the server was away."""
+        for worker in self.workers.values():
+            worker.lease_end = self.instant + self.worker_timeout_seconds
+
+    def close_batch(self) -> Effects:
+        """The batch is in the database: let go of what ended, and hand out what is to be told."""
+        for entry in self.ended:
+            self.entries.pop(entry.uuid, None)
+        for uuid in self.deleted:
+            self.entries.pop(uuid, None)
+        effects = self.effects
+        self.start_batch()
+        return effects

@@ -1,0 +1,414 @@
+"""Contents of bundles, up and down: from the store, or from the worker while a bundle runs."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import zlib
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+from urllib.parse import quote
+
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import BaseRoute
+
+from bundles.archive import check_path
+from bundles.errors import BundlesError, NotFound, ServerFault, UsageError
+from bundles.model import State
+from bundles.server import actions, queries
+from bundles.server.accounts import Caller
+from bundles.server.rendering import document
+from bundles.server.service import Service, empty, read_json, reply, route
+from bundles.server.sockets import Answer
+from bundles.server.store import Store, describe, pack_directory, readable, receive
+
+ARCHIVES = (".tar.gz", ".tgz", ".tar")
+"""What is unpacked on arrival, unless `unpack=0`."""
+MEMORY_BYTES = 1024**2
+"""Uploads up to here are never written as an archive, and downloads up to here are sent whole."""
+CHUNK_BYTES = 256 * 1024
+LARGEST_DEPTH = 100
+GZIP_WINDOW_BITS = 31
+_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+_READABLE_AT_WORKER = (State.PREPARING, State.RUNNING, State.FINALIZING)
+
+
+def routes(service: Service) -> list[BaseRoute]:
+    blob = "/bundles/{uuid}/contents/blob"
+    info = "/bundles/{uuid}/contents/info"
+    found: list[BaseRoute] = []
+    for path in ("/{path:path}", ""):
+        found += [
+            route(service, "PUT", blob + path, _upload, is_worker_allowed=True),
+            route(service, "GET", blob + path, _download, is_worker_allowed=True),
+            route(service, "GET", info + path, _info, is_worker_allowed=True),
+        ]
+    found.append(route(service, "PUT", "/bundles/{uuid}/netcat/{port:int}/", _netcat))
+    found.append(route(service, "PUT", "/bundles/{uuid}/netcat/{port:int}", _netcat))
+    return found
+
+
+# Up
+
+
+async def _upload(service: Service, request: Request, caller: Caller) -> Response:
+    uuid = request.path_params["uuid"]
+    parameters = request.query_params
+    if request.path_params.get("path"):
+        raise UsageError("contents are uploaded whole: leave the path out")
+    claim = _claim(parameters.get("claim"))
+    filename = os.path.basename(parameters.get("filename") or "contents")
+    is_archive = filename.lower().endswith(ARCHIVES) and parameters.get("unpack", "1") != "0"
+    finalize = parameters.get("finalize_on_success", "0") == "1"
+    store = service.store
+    places: list[Path] = []
+
+    def new_place() -> Path:
+        places.append(store.open())
+        return places[-1]
+
+    is_kept = False
+    try:
+        stream = await _arrive(service, request, caller, uuid, claim, new_place)
+        place = new_place()
+
+        def put() -> tuple[str, bool, int]:
+            try:
+                is_directory, size_bytes = receive(stream, place, archive=is_archive)
+            finally:
+                stream.close()
+            return store.commit(place, uuid), is_directory, size_bytes
+
+        try:
+            location, is_directory, size_bytes = await service.store_io(put)
+        except UsageError as error:
+            sentence = str(error)
+            if finalize and claim is None:
+                await service.act(lambda books: actions.fail_upload(books, caller, uuid, sentence))
+            raise
+        try:
+            await service.act(
+                lambda books: actions.commit_upload(
+                    books,
+                    caller,
+                    uuid,
+                    claim,
+                    location=location,
+                    is_directory=is_directory,
+                    size_bytes=size_bytes,
+                    finalize=finalize,
+                )
+            )
+        except ServerFault:
+            is_kept = True  # it may have been committed all the same: the next start looks
+            raise
+        except BundlesError:
+            await service.store_io(lambda: store.delete(location))
+            raise
+        is_kept = len(places) == 1
+    finally:
+        if not is_kept and places:
+            await service.store_io(lambda: _discard(store, places))
+    return empty()
+
+
+def _discard(store: Store, places: list[Path]) -> None:
+    for place in places:
+        store.discard_open(place)
+
+
+def _claim(text: str | None) -> int | None:
+    if text is None:
+        return None
+    if not text.isdigit() or len(text) > 9:
+        raise UsageError(f"claim is {text!r}: it must be a whole number")
+    return int(text)
+
+
+async def _arrive(
+    service: Service,
+    request: Request,
+    caller: Caller,
+    uuid: str,
+    claim: int | None,
+    new_place: Callable[[], Path],
+) -> BinaryIO:
+    """The body as a file: in memory if it is small, else at a temporary place of the store."""
+    buffer = bytearray()
+    file: BinaryIO | None = None
+
+    def write(chunk: bytes) -> None:
+        nonlocal file
+        if file is None:
+            file = open(new_place(), "x+b")  # noqa: SIM115
+        file.write(chunk)
+
+    try:
+        async for chunk in request.stream():
+            buffer += chunk
+            if len(buffer) > MEMORY_BYTES:
+                if file is None:
+                    # Before much is sent for nothing.
+                    await service.act(
+                        lambda books: actions.check_upload(books, caller, uuid, claim).id
+                    )
+                piece = bytes(buffer)
+                await service.store_io(lambda piece=piece: write(piece))  # type: ignore[misc]
+                buffer.clear()
+        if file is None:
+            return io.BytesIO(bytes(buffer))
+        await service.store_io(lambda: write(bytes(buffer)))
+        file.seek(0)
+    except BaseException:
+        if file is not None:
+            file.close()
+        raise
+    return file
+
+
+# Down
+
+
+async def _find(service: Service, request: Request, caller: Caller) -> Mapping[str, Any]:
+    """The bundle whose contents the caller may read."""
+    uuid = request.path_params["uuid"]
+    row = await service.read(queries.contents_row, uuid)
+    if row is not None and not caller.may_use(row["owner_id"]):
+        is_allowed = await service.act(lambda books: actions.may_read_contents(books, caller, uuid))
+        if not is_allowed:
+            row = None
+    if row is None:
+        raise NotFound(f"there is no bundle {uuid} of yours")
+    return row
+
+
+def _no_contents(row: Mapping[str, Any]) -> NotFound:
+    if row["state"] == State.WORKER_OFFLINE:
+        return NotFound("its worker is not heard of: the contents cannot be read now")
+    return NotFound(f"the bundle {row['uuid']} is {row['state']} and has no contents")
+
+
+async def _info(service: Service, request: Request, caller: Caller) -> Response:
+    row = await _find(service, request, caller)
+    path = check_path(request.path_params.get("path") or "")
+    text = request.query_params.get("depth") or "0"
+    if not text.isdigit() or int(text) > LARGEST_DEPTH:
+        raise UsageError(f"depth is {text!r}: it must be a number from 0 to {LARGEST_DEPTH}")
+    depth = int(text)
+    if row["location"] is not None:
+        location = row["location"]
+
+        def look() -> dict[str, Any]:
+            root = service.store.path(location, "")
+            found = describe(root, service.store.path(location, path), depth)
+            if not path:
+                found["name"] = row["name"] or row["uuid"]
+            return found
+
+        info = await service.store_io(look)
+    else:
+        info = await _ask_info(service, row, path, depth)
+    target = {"bundle_uuid": row["uuid"], "subpath": path}
+    return reply(document({**info, "resolved_target": target}))
+
+
+async def _ask(
+    service: Service, row: Mapping[str, Any], path: str, read_args: Mapping[str, Any]
+) -> Answer:
+    return await _ask_worker(service, row, "read", path=path, read_args=read_args)
+
+
+async def _ask_worker(
+    service: Service, row: Mapping[str, Any], kind: str, **question: Any
+) -> Answer:
+    if row["state"] not in _READABLE_AT_WORKER or row["worker_id"] is None:
+        raise _no_contents(row)
+    worker_id = row["worker_id"]
+    user_id = await service.act(
+        lambda books: books.workers[worker_id].user_id if worker_id in books.workers else None
+    )
+    if user_id is None:
+        raise _no_contents(row)
+    message = {"type": kind, "uuid": row["uuid"], "claim": row["claim"], **question}
+    return await service.sockets.ask(worker_id, user_id, message)
+
+
+async def _ask_info(
+    service: Service, row: Mapping[str, Any], path: str, depth: int
+) -> dict[str, Any]:
+    answer = await _ask(service, row, path, {"type": "get_target_info", "depth": depth})
+    info = (answer.document or {}).get("target_info")
+    if not isinstance(info, Mapping) or "type" not in info:
+        raise ServerFault("the worker's answer cannot be understood")
+    return dict(info)
+
+
+async def _download(service: Service, request: Request, caller: Caller) -> Response:
+    row = await _find(service, request, caller)
+    path = check_path(request.path_params.get("path") or "")
+    is_gzip_accepted = "gzip" in request.headers.get("accept-encoding", "")
+    section = _read_range(request.headers.get("range"))
+    if row["location"] is None:
+        return await _download_running(service, row, path, section, is_gzip_accepted)
+    location = row["location"]
+
+    def look() -> tuple[Path, bool, int]:
+        root = service.store.path(location, "")
+        found = readable(root, service.store.path(location, path))
+        is_directory = found.is_dir()
+        return found, is_directory, 0 if is_directory else found.stat().st_size
+
+    found, is_directory, size_bytes = await service.store_io(look)
+    name = os.path.basename(path) or row["name"] or row["uuid"]
+    if is_directory:
+        if not path and row["size_bytes"] is not None:
+            size_bytes = row["size_bytes"]
+        headers = _headers(f"{name}.tar.gz", "directory", size_bytes)
+        headers["Content-Encoding"] = "identity"
+        return StreamingResponse(pack_directory(found), 200, headers, "application/gzip")
+    headers = _headers(name, "file", size_bytes)
+    if section is not None:
+        first, last = _clip(section, size_bytes)
+        headers["Content-Range"] = (
+            f"bytes {first}-{last - 1}/{size_bytes}" if last > first else f"bytes */{size_bytes}"
+        )
+        headers["Content-Length"] = str(last - first)
+        return StreamingResponse(
+            _section(found, first, last), 206, headers, "application/octet-stream"
+        )
+    if size_bytes <= MEMORY_BYTES:
+        content = await service.store_io(lambda: _whole(found, is_gzip_accepted))
+        if is_gzip_accepted:
+            headers["Content-Encoding"] = "gzip"
+        return Response(content, 200, headers, "application/octet-stream")
+    chunks = _section(found, 0, size_bytes)
+    if is_gzip_accepted:
+        headers["Content-Encoding"] = "gzip"
+        chunks = _compressed(chunks)
+    else:
+        headers["Content-Length"] = str(size_bytes)
+    return StreamingResponse(chunks, 200, headers, "application/octet-stream")
+
+
+def _headers(name: str, kind: str, size_bytes: int | None) -> dict[str, str]:
+    headers = {
+        "Content-Disposition": f"inline; filename*=UTF-8''{quote(name)}",
+        "Target-Type": kind,
+    }
+    if size_bytes is not None:
+        headers["X-Codalab-Target-Size"] = str(size_bytes)
+    return headers
+
+
+def _read_range(header: str | None) -> tuple[int | None, int | None] | None:
+    """(first, last), both included; (None, n) means the last n bytes."""
+    if header is None:
+        return None
+    match = _RANGE.fullmatch(header.strip())
+    if match is None or header.strip() == "bytes=-":
+        raise UsageError(f"the range {header!r} is not understood: write bytes=FIRST-LAST")
+    first, last = (int(text) if text else None for text in match.groups())
+    if first is not None and last is not None and last < first:
+        raise UsageError(f"the range {header!r} ends before it begins")
+    return first, last
+
+
+def _clip(section: tuple[int | None, int | None], size_bytes: int) -> tuple[int, int]:
+    """First byte and the one after the last. A range that begins at the end is empty, so that
+    whoever follows a file need not know whether it has grown."""
+    first, last = section
+    if first is None:
+        return max(0, size_bytes - (last or 0)), size_bytes
+    end = size_bytes if last is None else min(size_bytes, last + 1)
+    return min(first, size_bytes), max(min(first, size_bytes), end)
+
+
+def _whole(path: Path, compress: bool) -> bytes:
+    content = path.read_bytes()
+    if not compress:
+        return content
+    compressor = zlib.compressobj(1, zlib.DEFLATED, GZIP_WINDOW_BITS)
+    return compressor.compress(content) + compressor.flush()
+
+
+def _section(path: Path, first: int, end: int) -> Any:
+    with path.open("rb") as file:
+        file.seek(first)
+        left = end - first
+        while left > 0:
+            chunk = file.read(min(CHUNK_BYTES, left))
+            if not chunk:
+                return
+            left -= len(chunk)
+            yield chunk
+
+
+def _compressed(chunks: Any) -> Any:
+    compressor = zlib.compressobj(1, zlib.DEFLATED, GZIP_WINDOW_BITS)
+    for chunk in chunks:
+        if piece := compressor.compress(chunk):
+            yield piece
+    yield compressor.flush()
+
+
+# From a worker
+
+
+async def _download_running(
+    service: Service,
+    row: Mapping[str, Any],
+    path: str,
+    section: tuple[int | None, int | None] | None,
+    is_gzip_accepted: bool,
+) -> Response:
+    info = await _ask_info(service, row, path, 0)
+    name = os.path.basename(path) or row["name"] or row["uuid"]
+    if info["type"] == "directory":
+        answer = await _ask(service, row, path, {"type": "stream_directory"})
+        headers = _headers(f"{name}.tar.gz", "directory", None)
+        headers["Content-Encoding"] = "identity"
+        return StreamingResponse(answer.read(), 200, headers, "application/gzip")
+    size_bytes = info.get("size") if isinstance(info.get("size"), int) else None
+    if section is not None:
+        first, end = _clip(section, size_bytes or 0)
+        headers = _headers(name, "file", size_bytes)
+        headers["Content-Range"] = (
+            f"bytes {first}-{end - 1}/{size_bytes}" if end > first else f"bytes */{size_bytes}"
+        )
+        if end <= first:
+            return Response(b"", 206, headers, "application/octet-stream")
+        asked = {"type": "read_file_section", "offset": first, "length": end - first}
+        answer = await _ask(service, row, path, asked)
+        return StreamingResponse(_plain(answer), 206, headers, "application/octet-stream")
+    answer = await _ask(service, row, path, {"type": "stream_file"})
+    headers = _headers(name, "file", size_bytes)
+    if is_gzip_accepted:
+        headers["Content-Encoding"] = "gzip"
+        return StreamingResponse(answer.read(), 200, headers, "application/octet-stream")
+    return StreamingResponse(_plain(answer), 200, headers, "application/octet-stream")
+
+
+async def _plain(answer: Answer) -> AsyncIterator[bytes]:
+    """The worker's bytes with its gzip undone."""
+    decompressor = zlib.decompressobj(GZIP_WINDOW_BITS)
+    async for chunk in answer.read():
+        if piece := decompressor.decompress(chunk):
+            yield piece
+    if piece := decompressor.flush():
+        yield piece
+
+
+async def _netcat(service: Service, request: Request, caller: Caller) -> Response:
+    row = await _find(service, request, caller)
+    body = await read_json(request)
+    message = body.get("message") if isinstance(body, Mapping) else None
+    if not isinstance(message, str):
+        raise UsageError('the body must be {"message": …}')
+    port = request.path_params["port"]
+    if not 0 < port < 65536:
+        raise UsageError(f"there is no port {port}")
+    answer = await _ask_worker(service, row, "netcat", port=port, message=message)
+    return StreamingResponse(answer.read(), 200, None, "application/octet-stream")

@@ -1,0 +1,192 @@
+"""One server from its start to its end: the lock, the socket, the database, the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import uvicorn
+from filelock import FileLock, Timeout
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+
+from bundles.errors import ServerFault, UsageError
+from bundles.home import Home
+from bundles.server import registry
+from bundles.server.books import Clock
+from bundles.server.database import Database
+from bundles.server.endpoints import bundles, changes, contents, people, workers
+from bundles.server.service import Service
+from bundles.server.store import DirectoryStore
+
+log = logging.getLogger(__name__)
+
+FEATURES = "batch, changes, checkout, claims, shapes, tokens"
+KEEP_ALIVE_SECONDS = 75
+"""Longer than clients keep idle connections, so that it is they who close them."""
+ENDING_SECONDS = 1
+BACKLOG = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How to serve. ``port`` 0: any that is free; ``database_url`` None: SQLite in the home."""
+
+    home: Home
+    host: str
+    port: int
+    database_url: str | None = None
+    worker_timeout_seconds: float = 60.0
+
+
+def serve(settings: Settings, announce: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or SIGINT. ``announce`` gets the address once requests are answered.
+
+    Raises UsageError and ServerFault when it cannot be started.
+    """
+    root = settings.home.create()
+    lock = FileLock(root / "server.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ServerFault(
+            f"another server works over the home directory {root}, at {settings.home.address()}: "
+            "use that one, or give this one its own --home"
+        ) from None
+    with lock:
+        listener = _listen(settings.host, settings.port)
+        try:
+            _serve(settings, listener, announce)
+        finally:
+            listener.close()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(BACKLOG)
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise ServerFault(
+                f"the port {port} of {host} is in use: give another with --port, or 0 for any"
+            ) from None
+        raise UsageError(
+            f"cannot listen on {host}, port {port}: {error.strerror or error}"
+        ) from None
+    return listener
+
+
+def _serve(settings: Settings, listener: socket.socket, announce: Callable[[str], None]) -> None:
+    home, clock = settings.home, Clock()
+    store = DirectoryStore(home.path / "contents")
+    store.prepare()
+    database = Database(settings.database_url, home.path)
+    try:
+        database.migrate()
+        registry.bootstrap(database.writer(), home.token_path, clock.wall())
+    except BaseException:
+        database.close()
+        raise
+    host, port = listener.getsockname()[:2]
+    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    def on_start() -> None:
+        registry.write_private(home.address_path, address + "\n")
+        announce(address)
+
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(
+            _run(database, store, clock, settings.worker_timeout_seconds, listener, on_start)
+        )
+
+
+async def _run(
+    database: Database,
+    store: DirectoryStore,
+    clock: Clock,
+    worker_timeout_seconds: float,
+    listener: socket.socket,
+    on_start: Callable[[], None],
+) -> None:
+    service = Service(database, store, worker_timeout_seconds=worker_timeout_seconds, clock=clock)
+    await service.start()
+    try:
+        config = uvicorn.Config(
+            make_application(service),
+            http="httptools",
+            ws="websockets-sansio",
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            log_level=logging.WARNING,
+            server_header=False,
+            date_header=False,
+            headers=[("Bundles-Features", FEATURES)],
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=ENDING_SECONDS,
+        )
+        server = _Server(config, service, on_start)
+        await server.serve(sockets=[listener])
+    finally:
+        await service.stop()
+
+
+def make_application(service: Service) -> Starlette:
+    """Every route; what is not one of them is answered by a sentence."""
+    routes = [
+        *workers.routes(service),
+        *contents.routes(service),
+        *changes.routes(service),
+        *bundles.routes(service),
+        *people.routes(service),
+    ]
+    return Starlette(
+        routes=routes,
+        exception_handlers={404: _unknown_path, 405: _unknown_method},
+    )
+
+
+async def _unknown_path(request: Request, error: Exception) -> Response:
+    return PlainTextResponse(f"there is nothing at {request.url.path}", 404)
+
+
+async def _unknown_method(request: Request, error: Exception) -> Response:
+    return PlainTextResponse(f"{request.method} is not possible at {request.url.path}", 405)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its clock: it ends by an event instead of looking ten times a second."""
+
+    def __init__(
+        self, config: uvicorn.Config, service: Service, on_start: Callable[[], None]
+    ) -> None:
+        super().__init__(config)
+        self._service = service
+        self._on_start = on_start
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        ended = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, ended.set)
+        self._ended = ended
+        await self._serve(sockets)
+
+    async def main_loop(self) -> None:
+        self.server_state.default_headers = self.config.encoded_headers
+        self._on_start()
+        await self._ended.wait()
+        self._service.end_waits()

@@ -1,0 +1,182 @@
+"""Contents of bundles on disk. Nothing about bundles here: a place has a name, and holds a file or
+a directory that never changes once it is committed.
+
+A crash leaves at most places that no bundle refers to; ``sweep`` removes them at the next start.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+from bundles.archive import check_path, is_inside, pack, unpack
+from bundles.errors import NotFound
+
+log = logging.getLogger(__name__)
+
+CHUNK_BYTES = 256 * 1024
+
+
+class Store(Protocol):
+    """Where contents lie. Every method blocks; OSError passes through (a full disk, say)."""
+
+    def open(self) -> Path:
+        """A new temporary place: a path that does not exist yet, on the store's own disk."""
+
+    def discard_open(self, place: Path) -> None:
+        """Give a temporary place up."""
+
+    def commit(self, place: Path, uuid: str) -> str:
+        """Keep what lies at a temporary place; returns the location to find it by."""
+
+    def path(self, location: str, path: str) -> Path:
+        """The file or directory at a path of some contents. Raises NotFound, UsageError."""
+
+    def delete(self, location: str) -> None:
+        """Remove contents; those that are gone already are no error."""
+
+    def list(self) -> Iterator[str]:
+        """Every location there is."""
+
+
+class DirectoryStore:
+    """A store in one directory: `incoming/` for what arrives, and 256 directories by uuid."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._incoming = root / "incoming"
+
+    def prepare(self) -> None:
+        """Make the directories and throw away what was arriving when the last server ended."""
+        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self._incoming.exists():
+            _remove(self._incoming)
+        self._incoming.mkdir(mode=0o700, exist_ok=True)
+
+    def open(self) -> Path:
+        return self._incoming / secrets.token_hex(8)
+
+    def discard_open(self, place: Path) -> None:
+        _remove(place)
+
+    def commit(self, place: Path, uuid: str) -> str:
+        location = f"{uuid[2:4]}/{uuid}-{place.name}"
+        target = self._root / location
+        try:
+            os.rename(place, target)
+        except FileNotFoundError:
+            target.parent.mkdir(mode=0o700, exist_ok=True)
+            os.rename(place, target)
+        return location
+
+    def path(self, location: str, path: str) -> Path:
+        root = self._root / location
+        found = root / check_path(path) if path else root
+        if not os.path.lexists(found) or not is_inside(root, found.parent if path else root):
+            raise NotFound(f"there is nothing at {path!r} in the bundle")
+        return found
+
+    def delete(self, location: str) -> None:
+        _remove(self._root / location)
+
+    def list(self) -> Iterator[str]:
+        for directory in sorted(self._root.iterdir()):
+            if directory != self._incoming and directory.is_dir():
+                for place in directory.iterdir():
+                    yield f"{directory.name}/{place.name}"
+
+
+def sweep(store: Store, candidates: Iterable[str], referenced: set[str]) -> int:
+    """Delete those of the candidates that nobody refers to; returns how many there were."""
+    count = 0
+    for location in candidates:
+        if location not in referenced:
+            store.delete(location)
+            count += 1
+    return count
+
+
+def delete_all(store: Store, locations: Iterable[str]) -> None:
+    """Delete each of them."""
+    for location in locations:
+        store.delete(location)
+
+
+def receive(stream: BinaryIO, place: Path, *, archive: bool) -> tuple[bool, int]:
+    """What arrived, put at a temporary place: unpacked if it is an archive, else as a file.
+
+    Returns whether it is a directory, and the bytes of its files. Raises UsageError for a damaged
+    or hostile archive, OSError when the disk is full.
+    """
+    if archive:
+        place.mkdir(mode=0o700)
+        return True, unpack(stream, place)
+    with open(place, "xb") as file:
+        shutil.copyfileobj(stream, file, CHUNK_BYTES)
+        return False, file.tell()
+
+
+def describe(root: Path, path: Path, depth: int) -> dict[str, Any]:
+    """CodaLab's target info of what lies at ``path``; links are described, not followed."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        raise NotFound("there is nothing at this path of the bundle") from None
+    info: dict[str, Any] = {
+        "name": path.name,
+        "size": status.st_size,
+        "perm": stat.S_IMODE(status.st_mode),
+    }
+    if stat.S_ISLNK(status.st_mode):
+        info |= {"type": "link", "link": os.readlink(path)}
+    elif stat.S_ISDIR(status.st_mode):
+        info["type"] = "directory"
+        if depth > 0:
+            info["contents"] = [
+                describe(root, path / name, depth - 1) for name in sorted(os.listdir(path))
+            ]
+    else:
+        info["type"] = "file"
+    return info
+
+
+def readable(root: Path, path: Path) -> Path:
+    """The path with its links followed. Raises NotFound when that leads out of the contents, or to
+    something that is neither a file nor a directory."""
+    real = Path(os.path.realpath(path))
+    if not is_inside(root, real) or not (real.is_file() or real.is_dir()):
+        raise NotFound(f"{path.name!r} cannot be read: it leads to nothing inside the bundle")
+    return real
+
+
+def pack_directory(path: Path) -> Iterator[bytes]:
+    """A directory as a tar.gz."""
+    return pack(path)
+
+
+def _remove(path: Path) -> None:
+    def force(function: Any, name: str, error: Any) -> None:
+        # A directory without the right to write keeps its entries: take the right and try again.
+        try:
+            os.chmod(os.path.dirname(name), 0o700)
+            os.chmod(name, 0o700)
+            if function in (os.scandir, os.listdir, os.open):
+                shutil.rmtree(name, ignore_errors=True)
+            else:
+                function(name)
+        except OSError as again:
+            log.warning("%s cannot be removed: %s", name, again.strerror)
+
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, onerror=force)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("%s cannot be removed: %s", path, error.strerror)
