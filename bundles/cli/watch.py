@@ -61,9 +61,7 @@ class Watch:
         self._stale = False
         self._read_at = clock()
         self._read()
-        if "changes" in client.features and not self.ended:
-            self._cursor = client.changes(None).cursor
-            self._read()  # what happened before the cursor
+        self._is_told = "changes" in client.features
 
     @property
     def ended(self) -> bool:
@@ -80,9 +78,12 @@ class Watch:
         try:
             if self._stale or self._clock() - self._read_at >= LONG_POLL_SECONDS:
                 self._read()
-            elif self._cursor is None:
+            elif not self._is_told:
                 self._pause(min(self._interval_seconds, limit_seconds))
                 self._read()
+            elif self._cursor is None:
+                self._cursor = self._client.changes(None).cursor
+                self._read()  # what happened before the cursor
             else:
                 self._listen(self._cursor, min(LONG_POLL_SECONDS, limit_seconds))
             self._away_since = None

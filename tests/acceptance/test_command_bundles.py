@@ -290,6 +290,17 @@ def test_users_see_and_do_what_is_theirs(server: Server) -> None:
 # Bad input
 
 
+@pytest.fixture(scope="module")
+def empty_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One for all tests that leave nothing behind."""
+    server = Server(tmp_path_factory.mktemp("empty"))
+    server.start()
+    try:
+        yield server
+    finally:
+        assert server.stop() == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -310,9 +321,11 @@ def test_users_see_and_do_what_is_theirs(server: Server) -> None:
         (["nosuch"], "nosuch"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_2(server: Server, arguments: list[str], said: str) -> None:
-    assert said in one_line(server.command(*arguments), 2)
-    assert server.output("ls", ".count") == "0\n"
+def test_bad_input_is_one_line_and_exit_2(
+    empty_server: Server, arguments: list[str], said: str
+) -> None:
+    assert said in one_line(empty_server.command(*arguments), 2)
+    assert empty_server.output("ls", ".count") == "0\n"
 
 
 @pytest.mark.parametrize(
@@ -331,9 +344,9 @@ def test_bad_input_is_one_line_and_exit_2(server: Server, arguments: list[str], 
     ],
 )
 def test_a_bundle_that_is_not_there_is_one_line_and_exit_1(
-    server: Server, arguments: list[str]
+    empty_server: Server, arguments: list[str]
 ) -> None:
-    one_line(server.command(*arguments), 1)
+    one_line(empty_server.command(*arguments), 1)
 
 
 def test_a_path_that_is_not_there_is_one_line(server: Server, corpus: Path) -> None:
@@ -345,8 +358,8 @@ def test_a_path_that_is_not_there_is_one_line(server: Server, corpus: Path) -> N
 
 
 @pytest.mark.parametrize("arguments", [["ls"], ["run", "true"], ["wait", f"0x{'9' * 32}"]])
-def test_a_wrong_token_is_one_line_and_exit_1(server: Server, arguments: list[str]) -> None:
-    done = server.command(*arguments, env={"WORKER_MANAGER_TOKEN": "not-a-token"})
+def test_a_wrong_token_is_one_line_and_exit_1(empty_server: Server, arguments: list[str]) -> None:
+    done = empty_server.command(*arguments, env={"WORKER_MANAGER_TOKEN": "not-a-token"})
     assert "not-a-token" not in one_line(done, 1)
 
 

@@ -106,13 +106,17 @@ class FakeClient:
 
 
 def watching(client: FakeClient, *uuids: str, **options: Any) -> Watch:
-    return Watch(
+    """A watch that has found its place in the change feed, if there is one."""
+    watch = Watch(
         cast("Client", client),
         uuids or (A, B),
         clock=client.clock,
         pause=client.pause,
         **options,
     )
+    if client.features and not watch.ended:
+        watch.step(0.0)
+    return watch
 
 
 def test_a_change_is_noticed_when_it_happens_and_nothing_is_asked_meanwhile() -> None:
