@@ -43,6 +43,9 @@ _ROWS: tuple[tuple[str, tuple[str, ...]], ...] = (
 
 _MARKS = {
     "": "·",
+    State.CREATED: "·",
+    State.STARTING: "▷",
+    State.FINALIZING: "▶",
     State.READY: "●",
     State.FAILED: "✗",
     State.KILLED: "✗",
@@ -141,10 +144,10 @@ def _workers(moment: Moment, width: int) -> RenderableType:
     )
     rows = [Text(f"of 0 to {moment.max_workers} at a time", style="dim"), line]
     for job in (moment.living + [j for j in moment.jobs if j["state"] == "ended"][::-1])[:4]:
-        left = "" if job["state"] != "ended" else f", exit code {job['exit_code']}"
+        left = "" if job["state"] != "ended" else f" {job['exit_code']}"
         rows.append(
             Text(
-                f"{job['worker']}  {job['state']}{left}",
+                f"{job['worker']} {job['state']}{left}",
                 style="cyan" if job["state"] == "active" else "dim",
                 no_wrap=True,
                 overflow="ellipsis",
