@@ -70,7 +70,7 @@ def logs(
             written = _show(client, bundle, path, output)
     if not written:
         reason = f": {why_not_ready(bundle)}" if bundle.final and why_not_ready(bundle) else ""
-        _note(f"{bundle.uuid} is {bundle.state} and wrote nothing to {path}{reason}")
+        _note(f"{bundle.uuid} is {bundle.state} and has written nothing to {path}{reason}")
 
 
 def _note(sentence: str) -> None:

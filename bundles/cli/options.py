@@ -129,7 +129,7 @@ NAME = _checked("name", parse_name)
 
 def default_name(text: str) -> str:
     """A name made of ``text``, with `-` for what names do not hold: `run-sort-a.txt`."""
-    name = re.sub(r"[^\w.-]+", "-", text, flags=re.ASCII).strip("-")[:32].strip("-")
+    name = re.sub(r"[^\w.]+", "-", text, flags=re.ASCII).strip("-")[:32].strip("-")
     return name or "bundle"
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
 import pty
 import select
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -238,7 +241,7 @@ def test_logs_follow_ends_with_a_bundle_that_never_ran(server: Server) -> None:
         assert server.output("kill", uuid) == f"{uuid}\n"
         stdout, stderr = following.communicate(timeout=60)
     assert (following.returncode, stdout) == (0, "")
-    assert "is killed and wrote nothing" in stderr
+    assert "is killed and has written nothing" in stderr
 
 
 def test_kill_ends_what_runs_and_what_does_not(server: Server, worker: HandWorker) -> None:
@@ -361,6 +364,21 @@ def test_a_path_that_is_not_there_is_one_line(server: Server, corpus: Path) -> N
 def test_a_wrong_token_is_one_line_and_exit_1(empty_server: Server, arguments: list[str]) -> None:
     done = empty_server.command(*arguments, env={"WORKER_MANAGER_TOKEN": "not-a-token"})
     assert "not-a-token" not in one_line(done, 1)
+
+
+def test_an_expired_token_is_one_line_and_exit_1(server: Server) -> None:
+    with server.client() as client:
+        token = client.worker_token()
+    user = {"WORKER_MANAGER_TOKEN": token}
+    assert "expired" not in server.command("ls", env=user).stderr  # it opens other doors only
+    server.stop()
+    with contextlib.closing(sqlite3.connect(server.home.path / "bundles.sqlite")) as database:
+        digest = hashlib.sha256(token.encode()).hexdigest()
+        changed = database.execute("UPDATE token SET expires = 1 WHERE digest = ?", (digest,))
+        assert changed.rowcount == 1
+        database.commit()
+    server.start()
+    assert "expired" in one_line(server.command("ls", env=user), 1)
 
 
 @pytest.mark.parametrize("arguments", [["ls"], ["run", "true"], ["logs", "-f", f"0x{'9' * 32}"]])
