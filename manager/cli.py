@@ -114,8 +114,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
+    commands = [*registry.ENTRIES, *OTHERS]
+    ordered = in_order(words, commands, _options_with_value())
+    if ordered and ordered[0] not in ("--help", "--version") and ordered[0].startswith("-"):
+        raise click.UsageError(f"name a backend or a command: {', '.join(commands)}")
     result = _group().main(
-        in_order(words, [*registry.ENTRIES, *OTHERS], _options_with_value()),
+        ordered,
         prog_name="worker-manager",
         standalone_mode=False,
     )

@@ -27,6 +27,8 @@ LONGEST_SECONDS = 300.0
 LOOK_SECONDS = 0.2
 """How often the picture is renewed; bundles' changes are told by the server."""
 TOP = 10
+UNTOLD = frozenset({"created", "starting", "preparing", "finalizing"})
+"""States that are seen in the picture, and are no line of their own."""
 
 Show = Callable[["Moment"], None]
 
@@ -211,7 +213,7 @@ class _Player:
             cursor = changes.cursor
             for change in changes.changes:
                 name = self.pipeline.see(change.uuid, change.to_state)
-                if name:
+                if name and change.to_state not in UNTOLD:
                     self.tell(f"{name:12} {change.to_state:10} {change.reason}".rstrip())
             self.look()
             if self.moment.seconds > LONGEST_SECONDS:

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from manager.cli import main
+
+URL = "http://127.0.0.1:9"
+
+
+@pytest.fixture(autouse=True)
+def _nobody_in_particular(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("SERVER", "TOKEN"):
+        monkeypatch.delenv(f"WORKER_MANAGER_{name}", raising=False)
+    monkeypatch.delenv("CODALAB_USERNAME", raising=False)
+    monkeypatch.setenv("WORKER_MANAGER_HOME", str(tmp_path / "home"))
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("local-process --min 5 --max 3", "--min-workers 5 is more than --max-workers 3"),
+        ("--min-workers 5 --max-workers 3 local-process", "--min-workers 5 is more than"),
+        ("local-process --min -1", "-1 is not in the range"),
+        ("local-process --max -1", "-1 is not in the range"),
+        ("local-process --sleep-time -1", "-1.0 is not in the range"),
+        ("local-process --min-seconds-between-workers -1", "not in the range"),
+        ("local-process --worker-idle-seconds -1", "not in the range"),
+        ("local-process --cpus 0", "0 is not in the range"),
+        ("local-process --gpus -1", "-1 is not in the range"),
+        ("local-process --memory-mb 0", "0 is not in the range"),
+        ("local-process --max three", "'three' is not a valid integer"),
+        ("local-process --worker-tag a_b", "'a_b' is not a tag"),
+        ("local-process --worker-tag-exclusive", "needs a --worker-tag"),
+        ("local-process --worker-max-work-dir-size 2x", "'2x' is not a size"),
+        ("local-process --pool ../x", "'../x' is not a name for a pool"),
+        ("local-process --worker-executable ''", "is not a command"),
+        ("local-process --no-such-option", "No such option"),
+        ("local-process --server localhost:2900", "is not an address"),
+        ("local-process --password-file /no/such/file", "cannot be read"),
+        ("local-process -o json", "goes with --plan"),
+        ("no-such-backend", "No such command 'no-such-backend'"),
+        ("--max 3", "name a backend or a command: local-process"),
+        ("status --pool never", "never"),
+    ],
+)
+def test_what_makes_no_sense_is_one_line_and_exit_2(
+    line: str, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORKER_MANAGER_TOKEN", "t")
+    words = [word.strip("'") for word in line.split(" ")]
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.startswith("worker-manager: ")
+    assert error.count("\n") == 1
+
+
+def test_no_credentials_are_one_line_and_exit_1(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["local-process", "--server", URL]) == 1
+    error = capsys.readouterr().err
+    assert "no credentials for http://127.0.0.1:9" in error
+    assert error.count("\n") == 1
+
+
+def test_a_plan_without_a_server_is_one_line_and_exit_1(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("WORKER_MANAGER_TOKEN", "t")
+    assert main(["local-process", "--server", URL, "--plan"]) == 1
+    error = capsys.readouterr().err
+    assert "no answer from http://127.0.0.1:9" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "home").exists()
+
+
+def test_the_help_of_a_backend_shows_every_option_of_cl_worker_manager(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["local-process", "--help"]) == 0
+    shown = capsys.readouterr().out
+    for option in (
+        *("server", "temp-session", "min-workers", "max-workers", "search", "verbose"),
+        *("sleep-time", "restart-after-seconds", "no-prefilter", "once"),
+        *("min-seconds-between-workers", "worker-tag", "worker-work-dir-prefix"),
+        *("worker-max-work-dir-size", "worker-delete-work-dir-on-exit", "worker-idle-seconds"),
+        *("worker-download-dependencies-max-retries", "worker-checkin-frequency-seconds"),
+        *("worker-exit-after-num-runs", "worker-pass-down-termination"),
+        *("worker-exit-on-exception", "worker-tag-exclusive", "worker-group"),
+        *("worker-executable", "worker-shared-memory-size-gb", "worker-preemptible"),
+        *("min", "max", "plan", "pool", "cpus", "gpus", "memory-mb"),
+    ):
+        assert f"--{option}" in shown
+
+
+def test_status_of_a_home_without_pools_says_how_to_start_one(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["status"]) == 0
+    assert "worker-manager local-process" in capsys.readouterr().out
+    assert main(["status", "-o", "json"]) == 0
+    assert capsys.readouterr().out == '{"pools": []}\n'
+    assert not (tmp_path / "home").exists()
