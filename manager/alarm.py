@@ -37,8 +37,13 @@ class Alarm:
         os.close(self._writer)
 
     def listen(self) -> None:
-        """Let SIGTERM, SIGINT and SIGHUP stop the wait, or the interruptible call under way."""
+        """Let SIGTERM, SIGINT and SIGHUP stop the wait, or the interruptible call under way.
+
+        Not a SIGHUP that is ignored: whoever said nohup wants this to go on.
+        """
         for number in SIGNALS:
+            if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+                continue
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:

@@ -5,6 +5,7 @@ Nothing heavy is imported here: `--help` answers in the time that Python takes t
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -82,6 +83,9 @@ def _show_version(context: click.Context, option: click.Parameter, value: bool) 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run; returns the exit code: 0, 1 for a failure, 2 for options that make no sense."""
     words = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # an ASCII terminal still gets every line
     verbose = "--verbose" in words
     logging.basicConfig(
         format="%(asctime)s %(message)s",

@@ -114,6 +114,7 @@ class PoolManager:
     _failures: int = 0
     _refusals: int = 0
     _accepted: bool = False
+    _journal_fails: bool = False
 
     # One tick
 
@@ -126,13 +127,25 @@ class PoolManager:
         now = self.clock()
         decision = decide(observation.snapshot, self.config, now)
         results = self._act(decision)
-        self.journal.write(
-            now,
-            observation.snapshot.to_document(),
-            decision.to_document(),
-            results,
-        )
+        self._write_down(now, observation.snapshot.to_document(), decision.to_document(), results)
         return decision
+
+    def _write_down(
+        self,
+        now: float,
+        snapshot: Mapping[str, Any] | None,
+        decision: Mapping[str, Any] | None,
+        results: Sequence[Mapping[str, Any]] = (),
+        error: str = "",
+    ) -> None:
+        """A line in the journal. What was done stays done when it cannot be written, said once."""
+        try:
+            self.journal.write(now, snapshot, decision, results, error=error)
+            self._journal_fails = False
+        except OSError as failure:
+            if not self._journal_fails:
+                log.error("the journal cannot be written: %s", failure)
+            self._journal_fails = True
 
     def _reconcile(self, observation: Observation) -> None:
         """Let the ledger learn what the list says: ends, and what became of open intents."""
@@ -248,10 +261,7 @@ class PoolManager:
         if complaint != self._complaint:
             log.error("nothing is launched or ended while this lasts: %s", error)
             self._complaint = complaint
-        try:
-            self.journal.write(self.clock(), None, None, error=f"{complaint}: {error}")
-        except OSError:
-            log.debug("the journal cannot be written", exc_info=True)
+        self._write_down(self.clock(), None, None, error=f"{complaint}: {error}")
         longest = max(self.sleep_seconds, LONGEST_BACKOFF_SECONDS)
         wait_seconds: float = min(max(0.5, self.sleep_seconds) * 2**self._failures, longest)
         self._failures = min(self._failures + 1, 16)

@@ -206,6 +206,9 @@ def _plan_document(pool: str, snapshot: Snapshot, decision: Decision) -> dict[st
 
 def _keep(pool: Pool, alarm: Alarm) -> int:
     """Hold the pool's lock and tick, once or until told to stop."""
+    import sqlite3
+
+    from bundles.errors import BundlesError
     from manager.feed import ChangeFeed
     from manager.journal import Journal
     from manager.ledger import Ledger
@@ -234,10 +237,14 @@ def _keep(pool: Pool, alarm: Alarm) -> int:
             except Stopped:
                 return 0
         client = stack.enter_context(pool.client())
-        ledger = stack.enter_context(Ledger(pool.installation.ledger_path))
-        ledger.describe(
-            PoolRow(pool.name, pool.backend_name, pool.server, _kept_settings(pool.settings))
-        )
+        row = PoolRow(pool.name, pool.backend_name, pool.server, _kept_settings(pool.settings))
+        try:
+            ledger = stack.enter_context(Ledger(pool.installation.ledger_path))
+            ledger.describe(row)
+        except sqlite3.Error as error:
+            raise BundlesError(
+                f"the ledger {pool.installation.ledger_path} cannot be used: {error}"
+            ) from error
         backend = pool.backend()
         manager = PoolManager(
             pool=pool.name,

@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -112,14 +113,14 @@ def _shown(stage: Stage, as_json: bool) -> Outcome:
     """Play, with a live picture on a terminal, plain lines elsewhere, nothing for --json."""
     if as_json:
         return _play(stage, lambda moment: None)
-    if not sys.stdout.isatty():
-        return _play(stage, _lines())
     from rich.console import Console
     from rich.live import Live
 
     from manager.demo.view import picture
 
     console = Console(highlight=False)
+    if not console.is_terminal or console.is_dumb_terminal:
+        return _play(stage, _lines())
     with Live(console=console, transient=True, auto_refresh=False) as live:
 
         def show(moment: Moment) -> None:
@@ -273,7 +274,9 @@ class _Counting(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        self._counted = self._count()
+        # The files go away when the demo is stopped, and this is not waited for then.
+        with suppress(OSError):
+            self._counted = self._count()
 
     def result(self) -> Counter[str]:
         self.join(LONGEST_SECONDS)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -283,3 +284,29 @@ def test_a_restart_is_due_after_its_time(stand: Stand) -> None:
     manager = stand.start(sleep_seconds=3600)
     manager.restart_after_seconds = 0.05
     assert manager.run() is True
+
+
+def test_a_journal_that_cannot_be_written_is_said_once_and_stops_nothing(
+    stand: Stand, caplog: pytest.LogCaptureFixture
+) -> None:
+    (stand.directory / "p.jsonl").mkdir()
+    stand.shapes(1)
+    manager = stand.start()
+    with caplog.at_level(logging.ERROR, "manager"):
+        manager.tick()
+        stand.shapes(2)
+        manager.tick()
+    assert len(stand.backend.jobs) == 2
+    assert [record.message[:35] for record in caplog.records] == [
+        "the journal cannot be written: [Err"
+    ]
+
+
+def test_nothing_is_launched_when_the_ledger_cannot_be_written(stand: Stand) -> None:
+    stand.shapes(1)
+    manager = stand.start()
+    assert stand.ledger is not None
+    stand.ledger._database.execute("PRAGMA query_only = ON")
+    with pytest.raises(sqlite3.OperationalError):
+        manager.tick()
+    assert stand.backend.jobs == []
