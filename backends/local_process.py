@@ -72,14 +72,16 @@ trap 'ending=yes' TERM INT HUP
 read -r stat < "/proc/$$/stat"
 leave_word process "$stat"
 cd "$directory" || exit 1
-starts=0
+deaths=0
 code=143
-while [ -z "$ending" ] && [ "$starts" -lt 4 ]; do
-    starts=$((starts + 1))
+while [ -z "$ending" ] && [ "$deaths" -lt 10 ]; do
+    began=$(date +%s)
     "$@"
     code=$?
     # Killed, and not by us: started again over its directory it carries on with its runs.
     [ "$code" -gt 128 ] || break
+    deaths=$((deaths + 1))
+    [ $(($(date +%s) - began)) -lt 60 ] || deaths=1
 done
 if [ "$code" -eq 0 ]; then rm -rf "$directory/work"; fi
 leave_word exit "$code"

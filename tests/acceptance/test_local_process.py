@@ -168,7 +168,7 @@ def test_a_worker_that_is_killed_every_time_is_given_up(
     eventually(has_ended(backend, job))
     ended = listed(backend, job)
     assert (ended.exit_code, ended.why) == (137, "killed by signal 9")
-    assert (place(tmp_path, job) / "starts").read_text().count("x") == 4
+    assert (place(tmp_path, job) / "starts").read_text().count("x") == 10
 
 
 def test_workers_outlive_the_manager_and_are_found_again(tmp_path: Path) -> None:
