@@ -216,6 +216,7 @@ class Books:
         self.next_transition_id = 1
         self._writes = 0
         self._verdicts: dict[str, str | None] = {}
+        self._unsettled: list[Entry] = []
         self._retired: dict[tuple[str, str], None] = {}
         self.tick()
         self.start_batch()
@@ -338,10 +339,19 @@ class Books:
         self.ended.append(entry)
         self._leave_worker(entry)
         entry.kill_message = None
-        for uuid in sorted(self.children.pop(entry.uuid, ())):
+        # One end may be the end of thousands in a row, each the child of the one before: they
+        # are taken from a list, since calls that deep would break the stack.
+        self._unsettled.append(entry)
+        if len(self._unsettled) == 1:
+            for parent in self._unsettled:  # grows while it is gone through
+                self._settle_children(parent)
+            self._unsettled.clear()
+
+    def _settle_children(self, parent: Entry) -> None:
+        for uuid in sorted(self.children.pop(parent.uuid, ())):
             child = self.entries.get(uuid)
             if child is not None and child.state is State.CREATED:
-                child.parents[entry.uuid] = entry.state
+                child.parents[parent.uuid] = parent.state
                 self.settle(child)
 
     def _note(self, entry: Entry, before: State | None, reason: str) -> None:

@@ -64,9 +64,11 @@ class Server:
     def running(self) -> bool:
         return self._process is not None
 
-    def client(self) -> Client:
+    def client(self, *, patience_seconds: float = 0.0) -> Client:
         """A client of the administrator."""
-        return Client(self.url, find_credentials(self.url, self.home, {}))
+        return Client(
+            self.url, find_credentials(self.url, self.home, {}), patience_seconds=patience_seconds
+        )
 
     def start_command(
         self, *arguments: str, env: Mapping[str, str] | None = None, cwd: Path | None = None
