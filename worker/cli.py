@@ -1,0 +1,369 @@
+"""The command `bundle-worker`: its options, which are cl-worker's, and its start and end.
+
+Nothing heavy is imported before the options are read: `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import re
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from bundles import __version__
+from bundles.errors import BundlesError, NotAuthenticated, UsageError
+from bundles.exits import WorkerExit
+from bundles.home import (
+    HOME_VARIABLE,
+    SERVER_VARIABLE,
+    Home,
+    find_credentials,
+    find_server,
+    read_password_file,
+)
+from bundles.sizes import parse_size
+
+if TYPE_CHECKING:
+    from worker.settings import Settings
+
+log = logging.getLogger("worker")
+
+LOCK_FILE_NAME_BYTES = 200
+
+
+def _size(context: click.Context, parameter: click.Parameter, text: str | None) -> int | None:
+    if text is None:
+        return None
+    try:
+        return parse_size(text)
+    except UsageError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+def _tag(context: click.Context, parameter: click.Parameter, text: str | None) -> str | None:
+    if text is not None and not re.fullmatch(r"[A-Za-z0-9-]+", text):
+        raise click.BadParameter(f"{text!r} must be letters, digits and hyphens")
+    return text
+
+
+def _identity(context: click.Context, parameter: click.Parameter, text: str | None) -> str:
+    if text is None:
+        return f"{socket.gethostname()}({os.getpid()})"
+    if not text or text in (".", "..") or len(text.encode()) > 100 or not text.isprintable():
+        raise click.BadParameter(f"{text!r} is no id: write 1 to 100 printable characters")
+    return text
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="bundle-worker", message="%(prog)s %(version)s")
+@click.option("--home", metavar="DIR", help=f"Where the local server is.  [env: {HOME_VARIABLE}]")
+@click.option(
+    "--server",
+    metavar="URL",
+    help=f"Address of the server; by default the one of the home.  [env: {SERVER_VARIABLE}]",
+)
+@click.option(
+    "--work-dir",
+    default="codalab-worker-scratch",
+    show_default=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="For runs and cached dependencies. Several workers may share one.",
+)
+@click.option(
+    "--id",
+    "worker_id",
+    callback=_identity,
+    metavar="ID",
+    help="Name of this worker; started again with the same one and the same directory it carries "
+    "on with its runs.  [default: HOST(PID)]",
+)
+@click.option("--tag", callback=_tag, help="Take bundles of this queue too.")
+@click.option("--tag-exclusive", is_flag=True, help="With --tag: take bundles of that queue only.")
+@click.option("--group", metavar="NAME", help="Take bundles of the members of this group.")
+@click.option(
+    "--cpus",
+    type=click.IntRange(min=1),
+    help="How many cpus to offer.  [default: as many as --cpuset has]",
+)
+@click.option(
+    "--cpuset",
+    default="ALL",
+    show_default=True,
+    help="Cpus to offer, and to keep runs on: such as 0-3,8.",
+)
+@click.option(
+    "--gpuset",
+    default="ALL",
+    show_default=True,
+    help="Gpus to offer, by index or UUID; NONE for none.",
+)
+@click.option(
+    "--max-memory",
+    callback=_size,
+    metavar="SIZE",
+    help="How much memory to offer.  [default: what there is]",
+)
+@click.option(
+    "--max-work-dir-size",
+    callback=_size,
+    default="10g",
+    show_default=True,
+    metavar="SIZE",
+    help="Cached dependencies that nothing uses are removed beyond this.",
+)
+@click.option(
+    "--password-file",
+    type=click.Path(dir_okay=False),
+    help="Two lines, user and password; mode 0600.",
+)
+@click.option(
+    "--checkin-frequency-seconds",
+    type=click.FloatRange(min=0.1),
+    default=5.0,
+    show_default=True,
+    help="How often figures of runs are reported. Changes are reported at once.",
+)
+@click.option("--exit-when-idle", is_flag=True, help="Leave when there is nothing to run.")
+@click.option(
+    "--idle-seconds",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    help="With --exit-when-idle: for so long.",
+)
+@click.option(
+    "--exit-after-num-runs",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Leave after so many runs.",
+)
+@click.option(
+    "--pass-down-termination",
+    is_flag=True,
+    help="On SIGTERM end the runs and give their bundles back, instead of leaving them running "
+    "for the next start.",
+)
+@click.option(
+    "--preemptible",
+    is_flag=True,
+    help="The machine may vanish: bundles are then run elsewhere.",
+)
+@click.option("--delete-work-dir-on-exit", is_flag=True, help="Remove --work-dir at the end.")
+@click.option("--exit-on-exception", is_flag=True, help="Leave when something unforeseen happens.")
+@click.option(
+    "--download-dependencies-max-retries",
+    "download_retries",
+    type=click.IntRange(min=0),
+    default=3,
+    show_default=True,
+    help="How often a failed download of a dependency is tried again.",
+)
+@click.option(
+    "--runtime",
+    "--bundle-runtime",
+    type=click.Choice(["auto", "process"]),
+    default="auto",
+    show_default=True,
+    help="What runs bundles. auto is process at present.",
+)
+@click.option(
+    "--max-image-cache-size",
+    callback=_size,
+    metavar="SIZE",
+    help="For container runtimes: images are removed beyond this.",
+)
+@click.option(
+    "--max-image-size",
+    callback=_size,
+    metavar="SIZE",
+    help="For container runtimes: larger images are refused.",
+)
+@click.option(
+    "--shared-memory-size-gb",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="For container runtimes: size of /dev/shm.",
+)
+@click.option(
+    "--network-prefix",
+    default="codalab_worker_network",
+    show_default=True,
+    help="For container runtimes: names of networks begin so.",
+)
+@click.option("--verbose", is_flag=True, help="Log every step.")
+def bundle_worker(**options: Any) -> None:
+    """Run bundles of a server on this machine.
+
+    Credentials are --password-file, or WORKER_MANAGER_TOKEN, or CODALAB_USERNAME and
+    CODALAB_PASSWORD; for the server of this home none are needed.
+
+    \b
+    Exit codes: 0 idle or done, 2 bad usage, 3 credentials not taken,
+    4 no server at the start, 5 unusable directory, 6 another worker has
+    this id, 7 ended by a signal before it was idle, 1 anything else.
+    """
+    raise SystemExit(_serve(options))
+
+
+def _serve(options: dict[str, Any]) -> int:
+    logging.basicConfig(
+        level=logging.DEBUG if options["verbose"] else logging.INFO,
+        format="%(asctime)s %(message)s",
+        stream=sys.stderr,
+    )
+    for chatty in ("httpx", "httpcore"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    home = Home.find(options["home"])
+    server = find_server(options["server"], home)
+    if options["password_file"]:
+        credentials = read_password_file(options["password_file"])
+    else:
+        credentials = find_credentials(server, home)
+    settings = _settings(options)
+    _keep_descriptors_from_runs()
+    try:
+        settings.runs_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = _take_lock(settings.lock_path)
+    except OSError as error:
+        click.echo(
+            f"bundle-worker: the work directory {settings.work_directory} cannot be used "
+            f"({error.strerror}): give another with --work-dir",
+            err=True,
+        )
+        return WorkerExit.UNUSABLE
+    if lock is None:
+        click.echo(
+            f"bundle-worker: another worker {settings.worker_id} is at work in "
+            f"{settings.work_directory}: end it, or give another --id",
+            err=True,
+        )
+        return WorkerExit.REPLACED
+
+    from bundles.client import WORKER_CLIENT_ID, Client
+    from worker.loop import Loop
+    from worker.runtimes.process import ProcessRuntime
+    from worker.worker import Worker
+
+    loop = Loop()
+    client = Client(server, credentials, client_id=WORKER_CLIENT_ID)
+    worker = Worker(settings, client, loop, ProcessRuntime)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        loop.on_signal(number, worker.terminate)
+    code = worker.run()
+    _tidy(settings, is_empty=not worker.holds_runs)
+    return code
+
+
+def _settings(options: dict[str, Any]) -> Settings:
+    from worker.devices import Devices, offered_cpus, offered_gpus, total_memory_bytes
+    from worker.settings import Settings
+
+    cpus, is_pinned = offered_cpus(options["cpuset"], options["cpus"], options["worker_id"])
+    memory_bytes = total_memory_bytes()
+    if options["max_memory"] is not None:
+        memory_bytes = min(memory_bytes, options["max_memory"])
+    if options["tag_exclusive"] and not options["tag"]:
+        raise UsageError("--tag-exclusive says nothing without --tag")
+    return Settings(
+        worker_id=options["worker_id"],
+        work_directory=Path(os.path.realpath(options["work_dir"])),
+        devices=Devices(cpus, offered_gpus(options["gpuset"]), is_pinned),
+        memory_bytes=memory_bytes,
+        max_work_dir_bytes=options["max_work_dir_size"],
+        checkin_frequency_seconds=options["checkin_frequency_seconds"],
+        tag=options["tag"],
+        tag_exclusive=options["tag_exclusive"],
+        group=options["group"],
+        preemptible=options["preemptible"],
+        exit_when_idle=options["exit_when_idle"],
+        idle_seconds=options["idle_seconds"],
+        exit_after_num_runs=options["exit_after_num_runs"],
+        exit_on_exception=options["exit_on_exception"],
+        pass_down_termination=options["pass_down_termination"],
+        delete_work_dir_on_exit=options["delete_work_dir_on_exit"],
+        download_retries=options["download_retries"],
+    )
+
+
+def _keep_descriptors_from_runs() -> None:
+    """What our own parent left open (a job's lock, say) is not for the runs, which may outlive
+    us."""
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2:
+            try:
+                os.set_inheritable(int(name), False)
+            except OSError:
+                continue
+
+
+def _take_lock(path: Path) -> int | None:
+    """A descriptor that holds the worker's directory until this process ends; None if another
+    does."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _tidy(settings: Settings, *, is_empty: bool) -> None:
+    """Remove what is ours alone; with --delete-work-dir-on-exit what nobody else uses as well."""
+    from worker.trees import remove_tree
+
+    if not is_empty:
+        return
+    try:
+        remove_tree(settings.own_directory)
+        workers = settings.work_directory / "workers"
+        if settings.delete_work_dir_on_exit and not any(workers.iterdir()):
+            remove_tree(settings.work_directory)
+    except OSError as error:
+        log.warning("something stays behind in %s: %s", settings.work_directory, error)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command and exit with one of bundles.exits.WorkerExit."""
+    code: int
+    try:
+        bundle_worker.main(
+            args=None if arguments is None else list(arguments),
+            prog_name="bundle-worker",
+            standalone_mode=False,
+        )
+        code = WorkerExit.FINISHED
+    except SystemExit as exit_:
+        code = exit_.code if isinstance(exit_.code, int) else WorkerExit.FAILED
+    except click.ClickException as error:
+        error.show()
+        code = WorkerExit.USAGE
+    except click.Abort:
+        code = WorkerExit.TERMINATED
+    except NotAuthenticated as error:
+        code = _say(error, WorkerExit.UNAUTHORIZED)
+    except UsageError as error:
+        code = _say(error, WorkerExit.USAGE)
+    except BundlesError as error:
+        code = _say(error, WorkerExit.FAILED)
+    except Exception:
+        log.exception("the worker failed")
+        code = WorkerExit.FAILED
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Threads may still wait for a server; nobody waits for them.
+    os._exit(code)
+
+
+def _say(error: Exception, code: WorkerExit) -> int:
+    click.echo(f"bundle-worker: {error}", err=True)
+    return code

@@ -1,0 +1,66 @@
+"""Dependencies in a run's directory: links to the cached contents, made before and taken out after.
+
+A child path may be nested (`a/b`), lie within another's (`a` and `a/b`), or be `.`, which puts
+the contents of a directory beside the command. Where two want the same name the more exact one,
+that is the longer path, wins.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from bundles.archive import check_path
+
+
+def place_links(directory: Path, contents: Mapping[str, Path]) -> None:
+    """Link each child path in ``directory`` to its contents.
+
+    Raises UsageError for a path that leaves the directory, OSError when a link cannot be made.
+    """
+    paths = {posixpath.normpath(check_path(path) or "."): path for path in contents}
+    for path in sorted(paths, key=_depth, reverse=True):
+        target = directory if path == "." else directory / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _place(target, contents[paths[path]])
+
+
+def _depth(path: str) -> int:
+    return 0 if path == "." else path.count("/") + 1
+
+
+def _place(target: Path, content: Path) -> None:
+    if not os.path.lexists(target):
+        target.symlink_to(content)
+        return
+    if target.is_symlink() or not target.is_dir() or not content.is_dir():
+        return
+    for name in os.listdir(content):
+        _place(target / name, content / name)
+
+
+def remove_links(directory: Path, child_paths: Iterable[str], cache: Path) -> None:
+    """Take out every link into ``cache``, and the directories that were made for links alone."""
+    prefix = os.fspath(cache) + "/"
+    todo = [os.fspath(directory)]
+    while todo:
+        try:
+            entries = list(os.scandir(todo.pop()))
+        except OSError:
+            continue
+        for entry in entries:
+            with suppress(OSError):
+                if entry.is_symlink():
+                    if os.readlink(entry.path).startswith(prefix):
+                        os.unlink(entry.path)
+                elif entry.is_dir(follow_symlinks=False):
+                    todo.append(entry.path)
+    for path in sorted(child_paths, key=_depth, reverse=True):
+        parent = posixpath.normpath(path)
+        while parent not in ("", ".", "/"):
+            with suppress(OSError):  # it is not empty, so it is the run's now
+                os.rmdir(directory / parent)
+            parent = posixpath.dirname(parent)

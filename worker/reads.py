@@ -1,0 +1,184 @@
+"""Answers to `read` messages: what lies in a run's directory, and never what lies outside it.
+
+Links that lead out (to dependencies, or anywhere else) are refused. For threads: files are large.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import posixpath
+import stat
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from bundles.archive import check_path, is_inside, pack
+from bundles.errors import BundlesError, NotFound, UsageError
+
+CHUNK_BYTES = 256 * 1024
+COMPRESSION_LEVEL = 1
+_GZIP_WINDOW_BITS = 31
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Either a document (``reply``), or compressed bytes (``reply_data``)."""
+
+    document: Mapping[str, Any] | None = None
+    content: bytes | Iterator[bytes] = b""
+
+
+def answer(directory: Path, uuid: str, path: str, arguments: Mapping[str, Any]) -> Answer:
+    """Do what the `read_args` of a message say. Errors become documents with an `error_code`."""
+    try:
+        return _answer(directory, uuid, path, arguments)
+    except BundlesError as error:
+        return refusal(error.status, str(error))
+    except (KeyError, TypeError, ValueError) as error:
+        return refusal(400, f"the read arguments make no sense: {error!r}")
+    except OSError as error:
+        status = 404 if isinstance(error, FileNotFoundError) else 500
+        return refusal(status, f"{path or uuid} cannot be read: {error.strerror}")
+
+
+def refusal(status: int, sentence: str) -> Answer:
+    """The answer that is an error."""
+    return Answer(document={"error_code": status, "error_message": sentence})
+
+
+def _answer(directory: Path, uuid: str, path: str, arguments: Mapping[str, Any]) -> Answer:
+    kind = arguments["type"]
+    target = _target(directory, path)
+    if kind == "get_target_info":
+        depth = int(arguments.get("depth") or 0)
+        info = _describe(target, posixpath.basename(path.rstrip("/")) or uuid, depth)
+        info["resolved_target"] = {"bundle_uuid": uuid, "subpath": path}
+        return Answer(document={"target_info": info})
+    if kind == "stream_directory":
+        if not target.is_dir():
+            raise UsageError(f"{path or uuid} is no directory")
+        return Answer(content=pack(target))
+    if kind == "stream_file":
+        return Answer(content=_compressed(directory, target))
+    if kind == "read_file_section":
+        with _open(directory, target) as file:
+            file.seek(_number(arguments, "offset"))
+            content = file.read(_number(arguments, "length"))
+        return Answer(content=gzip.compress(content, COMPRESSION_LEVEL))
+    if kind == "summarize_file":
+        with _open(directory, target) as file:
+            text = summarize(
+                file,
+                head_lines=_number(arguments, "num_head_lines"),
+                tail_lines=_number(arguments, "num_tail_lines"),
+                line_bytes=_number(arguments, "max_line_length"),
+                truncation=str(arguments.get("truncation_text") or ""),
+            )
+        return Answer(content=gzip.compress(text, COMPRESSION_LEVEL))
+    raise UsageError(f"there is no way {kind!r} to read")
+
+
+def _number(arguments: Mapping[str, Any], name: str) -> int:
+    number = int(arguments[name])
+    if number < 0:
+        raise UsageError(f"{name} is {number}: it must be 0 or more")
+    return number
+
+
+def _target(directory: Path, path: str) -> Path:
+    target = directory / check_path(path)
+    if not os.path.lexists(target):
+        raise NotFound(f"there is no {path!r} in the run's directory")
+    if not is_inside(directory, target):
+        raise NotFound(f"{path!r} leads out of the run's directory")
+    return Path(os.path.realpath(target))
+
+
+@contextmanager
+def _open(directory: Path, target: Path) -> Iterator[BinaryIO]:
+    # What was looked at may be something else by now: what counts is what was opened.
+    descriptor = os.open(target, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise UsageError(f"{target.name} is no file")
+        opened = os.readlink(f"/proc/self/fd/{descriptor}").removesuffix(" (deleted)")
+        root = os.path.realpath(directory)
+        if os.path.commonpath([root, opened]) != root:
+            raise NotFound(f"{target.name} leads out of the run's directory")
+        yield file
+
+
+def _compressed(directory: Path, target: Path) -> Iterator[bytes]:
+    # Opened here, not when the first chunk is asked for: then it is too late to refuse.
+    opening = _open(directory, target)
+    file = opening.__enter__()
+
+    def chunks() -> Iterator[bytes]:
+        try:
+            packer = zlib.compressobj(COMPRESSION_LEVEL, zlib.DEFLATED, _GZIP_WINDOW_BITS)
+            while chunk := file.read(CHUNK_BYTES):
+                yield packer.compress(chunk)
+            yield packer.flush()
+        finally:
+            opening.__exit__(None, None, None)
+
+    return chunks()
+
+
+def _describe(path: Path, name: str, depth: int) -> dict[str, Any]:
+    status = os.lstat(path)
+    info: dict[str, Any] = {
+        "name": name,
+        "size": status.st_size,
+        "perm": stat.S_IMODE(status.st_mode),
+    }
+    if stat.S_ISLNK(status.st_mode):
+        return {**info, "type": "link", "link": os.readlink(path)}
+    if not stat.S_ISDIR(status.st_mode):
+        return {**info, "type": "file"}
+    info["type"] = "directory"
+    if depth > 0:
+        info["contents"] = [
+            _describe(path / child, child, depth - 1) for child in sorted(os.listdir(path))
+        ]
+    return info
+
+
+def summarize(
+    file: BinaryIO, *, head_lines: int, tail_lines: int, line_bytes: int, truncation: str
+) -> bytes:
+    """The first and the last lines of a file, with ``truncation`` between them if any is left out.
+
+    Lines count for at most ``line_bytes`` each, so that not more is read (CodaLab's
+    `summarize_file`).
+    """
+    if head_lines + tail_lines == 0:
+        raise UsageError("num_head_lines and num_tail_lines are both 0: one must be more")
+    size_bytes = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    if size_bytes <= (head_lines + tail_lines) * line_bytes:
+        lines = file.readlines()
+        if len(lines) <= head_lines + tail_lines:
+            return b"".join(_ended(lines))
+        head, tail = lines[:head_lines], lines[len(lines) - tail_lines :]
+    else:
+        head = file.read(head_lines * line_bytes).splitlines(keepends=True)[:head_lines]
+        if head and not head[-1].endswith(b"\n") and len(head) > 1:
+            head.pop()  # only whole lines
+        tail = []
+        if tail_lines:
+            # One byte more, so that the first line is whole if it begins just there.
+            file.seek(max(0, size_bytes - tail_lines * line_bytes - 1))
+            tail = file.read().splitlines(keepends=True)[1:][-tail_lines:]
+    between = [truncation.encode()] if head_lines and tail_lines else []
+    return b"".join([*_ended(head), *between, *_ended(tail)])
+
+
+def _ended(lines: list[bytes]) -> list[bytes]:
+    if lines and not lines[-1].endswith(b"\n"):
+        return [*lines[:-1], lines[-1] + b"\n"]
+    return lines

@@ -1,0 +1,398 @@
+"""Runs bundles as processes of this machine, each in a session of its own.
+
+A small shell script stands between the worker and the command. It waits to be let go, so that
+nothing runs that is not on the worker's disk; and it outlives the worker, so that the exit code
+is written down even when the worker is not there. There is no isolation from the user whom the
+worker runs as: that is what container runtimes are for.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import getpass
+import logging
+import os
+import select
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from worker.limits import Usage
+from worker.loop import Loop
+from worker.runtimes import proc
+from worker.runtimes.base import Attachment, CannotStart, End, Ended, Gone, Job
+
+log = logging.getLogger(__name__)
+
+GONE_SECONDS = 5.0
+"""How long killed processes may take to be gone: the kernel's business, mostly microseconds."""
+ROUNDS = 50
+"""How often what is left of a run is looked for and killed, should it fork faster than that."""
+
+DOOR = 3
+STDERR = 4
+
+SCRIPT = r"""
+trap : TERM INT HUP
+read -r word <&3 || { echo held >"$1/exit"; exit 125; }
+exec 3<&-
+cd "$2" && "$3" -c "$4" 2>&4 4>&-
+code=$?
+echo $code >"$1/exit"
+exit $code
+"""
+"""Arguments: the private directory, the run's directory, the shell, the command. It is one small
+write to `exit`, which is whole when it ends in a newline. Its own stderr is not the run's, since
+shells comment there on signals."""
+
+RUN_VARIABLE = "BUNDLE_RUN"
+"""In the environment of everything that a run starts: its directory here, by which its strays are
+known."""
+
+OOM_SCORE_ADJUSTMENT = b"500"
+"""When memory runs out, the kernel shall take a run and not the worker."""
+
+_PR_SET_CHILD_SUBREAPER = 36
+_KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH")
+
+
+@dataclass
+class _Command:
+    """A command that runs. ``pid`` is that of the script, which leads the session."""
+
+    pid: int
+    place: Path
+    door: int | None = None
+    descriptor: int | None = None
+    """Its pidfd, if it is not our child: started by an earlier worker."""
+    has_ended: bool = False
+    known: set[tuple[int, int]] = field(default_factory=set)
+    """(pid, start time) of everything that was ever seen below it."""
+    ticks: int = 0
+    measured: float = 0.0
+
+    @property
+    def is_child(self) -> bool:
+        return self.descriptor is None
+
+
+class ProcessRuntime:
+    """See worker.runtimes.base.Runtime for the promises."""
+
+    name = "process"
+
+    def __init__(self, loop: Loop, ended: Ended) -> None:
+        self._loop = loop
+        self._ended = ended
+        self._commands: dict[str, _Command] = {}
+        # Guards _commands, and a process's being started against its not being in there yet.
+        self._lock = threading.Lock()
+        self._shell = "/bin/sh"
+        self._command_shell = shutil.which("bash") or self._shell
+        self._user = _user_name()
+        _become_subreaper()
+        loop.on_signal(signal.SIGCHLD, self._reap)
+
+    # Start
+
+    def start(self, job: Job) -> Mapping[str, Any]:
+        outside, inside = os.pipe2(os.O_CLOEXEC)
+        try:
+            temporary = job.place / "tmp"
+            temporary.mkdir(mode=0o700, exist_ok=True)
+            (job.place / "exit").unlink(missing_ok=True)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+            with self._lock:
+                pid = os.posix_spawn(
+                    self._shell,
+                    [
+                        *("sh", "-c", SCRIPT, "run", str(job.place), str(job.directory)),
+                        *(self._command_shell, job.command),
+                    ],
+                    self._environment(job),
+                    file_actions=[
+                        (os.POSIX_SPAWN_DUP2, outside, DOOR),
+                        (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+                        (os.POSIX_SPAWN_OPEN, 1, str(job.directory / "stdout"), flags, 0o644),
+                        (os.POSIX_SPAWN_OPEN, STDERR, str(job.directory / "stderr"), flags, 0o644),
+                        (os.POSIX_SPAWN_OPEN, 2, "/dev/null", os.O_WRONLY, 0),
+                    ],
+                    setsid=True,
+                    setsigmask=[],
+                    setsigdef=[signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGHUP],
+                )
+                self._commands[job.key] = _Command(pid=pid, place=job.place, door=inside)
+        except (OSError, ValueError) as error:
+            os.close(inside)
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            raise CannotStart(f"The command cannot be started: {reason}") from error
+        finally:
+            os.close(outside)
+        if job.cpus:
+            try:
+                os.sched_setaffinity(pid, job.cpus)
+            except OSError as error:
+                log.warning("cannot keep %s on the cpus %s: %s", job.key, job.cpus, error)
+        with suppress(OSError), open(f"/proc/{pid}/oom_score_adj", "wb") as file:
+            file.write(OOM_SCORE_ADJUSTMENT)
+        stat = proc.read_stat(pid)
+        return {"pid": pid, "started": stat.started if stat else 0, "boot": proc.boot_id()}
+
+    def release(self, key: str) -> None:
+        command = self._commands[key]
+        if command.door is not None:
+            try:
+                os.write(command.door, b"\n")
+            except BrokenPipeError:
+                pass  # it ended already, which is told otherwise
+            finally:
+                os.close(command.door)
+                command.door = None
+
+    def _environment(self, job: Job) -> dict[str, str]:
+        environment = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
+        environment.setdefault("PATH", os.defpath)
+        environment |= {
+            "HOME": str(job.directory),
+            "USER": self._user,
+            "LOGNAME": self._user,
+            "SHELL": self._command_shell,
+            "TMPDIR": str(job.place / "tmp"),
+            "CODALAB": "true",
+            "CODALAB_BUNDLE_UUID": job.uuid,
+            RUN_VARIABLE: str(job.place),
+        }
+        if job.gpus is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(job.gpus)
+        return environment
+
+    # The end
+
+    def attach(self, job: Job, process: Mapping[str, Any]) -> Attachment:
+        command = _Command(pid=int(process["pid"]), place=job.place)
+        with self._lock:
+            self._commands[job.key] = command
+        descriptor = None
+        if process.get("boot") == proc.boot_id():
+            descriptor = _open_process(command.pid, int(process["started"]))
+        if descriptor is None:
+            self._loop.post(lambda: self._end(job.key, command, None))
+            return Attachment.ENDED
+        command.descriptor = descriptor
+        self._loop.watch(descriptor, lambda: self._end(job.key, command, None))
+        return Attachment.ALIVE
+
+    def _reap(self) -> None:
+        by_pid = {c.pid: (key, c) for key, c in self._commands.items() if c.is_child}
+        while True:
+            try:
+                pid, status, usage = os.wait4(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if pid in by_pid:  # else an orphan of a run, which came to us
+                key, command = by_pid[pid]
+                times = (usage.ru_utime, usage.ru_stime)
+                self._end(key, command, os.waitstatus_to_exitcode(status), *times)
+
+    def _end(
+        self,
+        key: str,
+        command: _Command,
+        status: int | None,
+        user_seconds: float = 0.0,
+        system_seconds: float = 0.0,
+    ) -> None:
+        if command.has_ended:
+            return
+        command.has_ended = True
+        if command.descriptor is not None:
+            self._loop.unwatch(command.descriptor)
+            os.close(command.descriptor)
+        if command.door is not None:
+            os.close(command.door)
+            command.door = None
+        self._ended(key, End(_read_exit(command.place, status), user_seconds, system_seconds))
+
+    def stop(self, key: str, *, force: bool) -> None:
+        command = self._commands.get(key)
+        if command is None or command.has_ended:
+            return
+        # Not yet reaped, or seen alive by its pidfd: the number is still its own.
+        try:
+            if command.descriptor is not None:
+                signal.pidfd_send_signal(command.descriptor, 0)
+            os.killpg(command.pid, signal.SIGKILL if force else signal.SIGTERM)
+        except ProcessLookupError:
+            pass
+
+    def end_all(self, key: str, place: Path) -> None:
+        command = self._commands.get(key)
+        deadline = time.monotonic() + GONE_SECONDS
+        for _ in range(ROUNDS):
+            left = self._strays(key, command, place)
+            if not left or time.monotonic() > deadline:
+                break
+            _kill(left, deadline)
+        else:
+            left = self._strays(key, command, place)
+        if left:
+            log.warning("processes of %s do not end: %s", key, sorted(left))
+
+    def _strays(self, key: str, command: _Command | None, place: Path) -> dict[int, int]:
+        """pid → start time of what lives of a run whose script has ended.
+
+        Orphans of our own runs came to us, their subreaper, so that there is nothing to search;
+        those of an earlier worker's went elsewhere, and all of /proc is looked through.
+        """
+        mark = f"{RUN_VARIABLE}={place}".encode()
+        if command is not None and command.is_child:
+            with self._lock:
+                children = set(proc.children_of(os.getpid()))
+                children -= {c.pid for c in self._commands.values()}
+                if not children:
+                    return {}
+                processes = proc.read_all()
+                is_only = all(c.has_ended for c in self._commands.values())
+        else:
+            processes = proc.read_all()
+            children = set(processes)
+            is_only = False
+        found = set()
+        for pid in children:
+            stat = processes.get(pid)
+            if stat is None or stat.state == "Z" or pid == os.getpid():
+                continue
+            if (
+                (command is not None and stat.session == command.pid)
+                or (command is not None and (pid, stat.started) in command.known)
+                or proc.has_variable(pid, mark)
+                # It hides whose it is; but then nobody else can have left it.
+                or (is_only and not proc.has_variable(pid, f"{RUN_VARIABLE}=".encode()))
+            ):
+                found.add(pid)
+        found = proc.descendants(found, processes)
+        return {p: processes[p].started for p in found if processes[p].state != "Z"}
+
+    def forget(self, key: str) -> None:
+        with self._lock:
+            self._commands.pop(key, None)
+
+    # Usage
+
+    def measure(self) -> Mapping[str, Usage]:
+        running = {key: c for key, c in self._commands.items() if not c.has_ended}
+        if not running:
+            return {}
+        processes = proc.read_all()
+        now = time.monotonic()
+        return {key: self._measure_one(c, processes, now) for key, c in running.items()}
+
+    def _measure_one(self, command: _Command, processes: dict[int, proc.Stat], now: float) -> Usage:
+        roots = {command.pid}
+        for pid, stat in processes.items():
+            if stat.session == command.pid or (pid, stat.started) in command.known:
+                roots.add(pid)
+        members = [processes[p] for p in proc.descendants(roots, processes) if p in processes]
+        command.known = {(stat.pid, stat.started) for stat in members}
+        user = sum(stat.user_ticks for stat in members)
+        system = sum(stat.system_ticks for stat in members)
+        cpus = 0.0
+        if command.measured:
+            elapsed = max(now - command.measured, 0.01)
+            cpus = max(0, user + system - command.ticks) / proc.TICKS_PER_SECOND / elapsed
+        command.ticks, command.measured = user + system, now
+        return Usage(
+            memory_bytes=sum(stat.resident_bytes for stat in members),
+            cpus=cpus,
+            user_seconds=user / proc.TICKS_PER_SECOND,
+            system_seconds=system / proc.TICKS_PER_SECOND,
+        )
+
+    def confirm_memory(self, key: str) -> int:
+        command = self._commands.get(key)
+        if command is None:
+            return 0
+        return sum(proc.proportional_bytes(pid) for pid, _ in command.known)
+
+    def close(self) -> None:
+        for command in self._commands.values():
+            if command.descriptor is not None and not command.has_ended:
+                self._loop.unwatch(command.descriptor)
+                os.close(command.descriptor)
+            if command.door is not None:
+                os.close(command.door)
+        self._commands.clear()
+
+
+def _read_exit(place: Path, status: int | None) -> int | Gone:
+    try:
+        text = (place / "exit").read_text()
+    except (OSError, ValueError):
+        text = ""
+    if text == "held\n":
+        return Gone.HELD_BACK
+    if text.endswith("\n") and text[:-1].isdigit():
+        return int(text)
+    if status is None:
+        return Gone.UNKNOWN
+    # The script itself was killed, by us or by the run; or it could not write on a full disk.
+    return 128 - status if status < 0 else status or 1
+
+
+def _open_process(pid: int, started: int) -> int | None:
+    """A pidfd of the process, if it lives and is the one that started then."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except OSError:
+        return None
+    stat = proc.read_stat(pid)
+    if stat is None or stat.state == "Z" or stat.started != started:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _kill(processes: Mapping[int, int], deadline: float) -> None:
+    """SIGKILL, and wait until they are gone: by pidfd, so that it hits none of another's."""
+    poll = select.poll()
+    opened = []
+    for pid, started in processes.items():
+        descriptor = _open_process(pid, started)
+        if descriptor is None:
+            continue
+        try:
+            signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+        except ProcessLookupError:
+            os.close(descriptor)
+            continue
+        opened.append(descriptor)
+        poll.register(descriptor, select.POLLIN)
+    waiting = set(opened)
+    while waiting and (left := deadline - time.monotonic()) > 0:
+        for descriptor, _ in poll.poll(left * 1000):
+            poll.unregister(descriptor)
+            waiting.discard(descriptor)
+    for descriptor in opened:
+        os.close(descriptor)
+
+
+def _become_subreaper() -> None:
+    """Daemons that a run leaves behind come to this process, where they are found."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        log.warning("daemons of runs may not be found: %s", os.strerror(ctypes.get_errno()))
+
+
+def _user_name() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
