@@ -180,7 +180,7 @@ class Client:
         return tenacity.Retrying(
             retry=tenacity.retry_if_exception_type((Unreachable, ServerFault)),
             stop=tenacity.stop_after_delay(self._patience_seconds),
-            wait=tenacity.wait_exponential_jitter(initial=0.1, max=2.0, jitter=0.3),
+            wait=tenacity.wait_exponential(multiplier=0.1, max=2.0) + tenacity.wait_random(0, 0.3),
             reraise=True,
         )(call)
 

@@ -119,6 +119,9 @@ class Mailroom:
         for message in found[1:]:
             box.slots[message["id"]].sent = None
         del box.slots[found[0]["id"]]
+        if box.slots:  # however many came since the last check-in, the bell may have rung once
+            for bell in box.bells:
+                bell()
         self._tidy(worker_id, box)
         return found[0]
 
@@ -128,6 +131,11 @@ class Mailroom:
         box.bells.add(bell)
         if box.slots:
             bell()
+
+    def has_bell(self, worker_id: str) -> bool:
+        """Whether the worker listens to a bell, so that it need not wait for its letters."""
+        box = self._boxes.get(worker_id)
+        return box is not None and bool(box.bells)
 
     def remove_bell(self, worker_id: str, bell: Callable[[], None]) -> None:
         box = self._boxes.get(worker_id)

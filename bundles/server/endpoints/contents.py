@@ -71,8 +71,10 @@ async def _upload(service: Service, request: Request, caller: Caller) -> Respons
         return places[-1]
 
     is_kept = False
+    # Before anything is sent, or unpacked, for nothing.
+    await service.act(lambda books: actions.check_upload(books, caller, uuid, claim).id)
     try:
-        stream = await _arrive(service, request, caller, uuid, claim, new_place)
+        stream = await _arrive(service, request, new_place)
         place = new_place()
 
         def put() -> tuple[str, bool, int]:
@@ -128,14 +130,7 @@ def _claim(text: str | None) -> int | None:
     return int(text)
 
 
-async def _arrive(
-    service: Service,
-    request: Request,
-    caller: Caller,
-    uuid: str,
-    claim: int | None,
-    new_place: Callable[[], Path],
-) -> BinaryIO:
+async def _arrive(service: Service, request: Request, new_place: Callable[[], Path]) -> BinaryIO:
     """The body as a file: in memory if it is small, else at a temporary place of the store."""
     buffer = bytearray()
     file: BinaryIO | None = None
@@ -150,11 +145,6 @@ async def _arrive(
         async for chunk in request.stream():
             buffer += chunk
             if len(buffer) > MEMORY_BYTES:
-                if file is None:
-                    # Before much is sent for nothing.
-                    await service.act(
-                        lambda books: actions.check_upload(books, caller, uuid, claim).id
-                    )
                 piece = bytes(buffer)
                 await service.store_io(lambda piece=piece: write(piece))  # type: ignore[misc]
                 buffer.clear()

@@ -59,6 +59,9 @@ async def _check_in(service: Service, request: Request, caller: Caller) -> Respo
         wait_seconds = min(asked, service.worker_timeout_seconds / 2)
         return reply(await service.mailroom.collect(worker_id, receipt.session, wait_seconds))
     wait_seconds = min(POLL_SECONDS, service.worker_timeout_seconds / 2)
+    # CodaLab's worker does nothing for its runs while its check-in is held.
+    if said.runs and service.mailroom.has_bell(worker_id):
+        wait_seconds = 0.0
     return reply([await service.mailroom.collect_one(worker_id, wait_seconds)])
 
 
