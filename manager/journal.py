@@ -104,3 +104,20 @@ def last_entry(path: Path) -> dict[str, Any] | None:
             if isinstance(entry, dict):
                 return entry
     return None
+
+
+def entries_after(path: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
+    """The whole lines written after ``offset`` bytes, and the offset after them.
+
+    For whoever follows a journal from its beginning; a rotation begins it anew.
+    """
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(offset if offset <= size else 0)
+            start = file.tell()
+            lines = file.read().splitlines(keepends=True)
+    except FileNotFoundError:
+        return [], 0
+    whole = [line for line in lines if line.endswith(b"\n")]
+    return [json.loads(line) for line in whole], start + sum(map(len, whole))

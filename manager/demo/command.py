@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from manager.demo.stage import Stage
     from manager.demo.view import Moment
 
+POOL = "demo"
 MAX_WORKERS = 3
 IDLE_SECONDS = 1
 LONGEST_SECONDS = 300.0
@@ -163,14 +164,14 @@ def _play(stage: Stage, show: Show) -> Outcome:
         cursor = client.changes(None).cursor
         player.tell("copying the standard library, and uploading it as one bundle")
         copy_library(source)
-        counting = _Counting(lambda: direct_count(source))
         pipeline.upload(client, source)
         pipeline.queue(client)
         player.tell(f"queued {len(pipeline.states)} bundles; starting worker-manager")
         stage.start_manager(
-            *("--min", "0", "--max", str(MAX_WORKERS), "--sleep-time", "1"),
+            *("--pool", POOL, "--min", "0", "--max", str(MAX_WORKERS), "--sleep-time", "1"),
             *("--worker-idle-seconds", str(IDLE_SECONDS), "--worker-pass-down-termination"),
         )
+        counting = _Counting(lambda: direct_count(source))
         player.watch(client, cursor)
         player.tell("every bundle has ended; the workers leave when they are idle")
         player.wait_for_workers()
@@ -193,6 +194,7 @@ class _Player:
         self.stage, self.moment, self._show, self._started = stage, moment, show, started
         self._installation = Installation(stage.home)
         self._looked = 0.0
+        self._read = 0
         self.most_at_once = 0
         self._known: dict[str, str] = {}
 
@@ -238,9 +240,9 @@ class _Player:
         if force or now - self._looked >= LOOK_SECONDS * 0.9:
             self._looked = now
             self.stage.check()
+            self._see_decisions()
             for pool in pools_document(self._installation):
                 self._see_workers(pool["jobs"] or [])
-                self._see_decision(pool["last"])
         self.moment.seconds = now - self._started
         self._show(self.moment)
 
@@ -254,14 +256,17 @@ class _Player:
             code = f", exit code {job['exit_code']}" if job["state"] == "ended" else ""
             self.tell(f"worker {job['worker']} {job['state']}{code}")
 
-    def _see_decision(self, entry: dict[str, Any] | None) -> None:
-        if entry is None or entry == self.moment.last:
-            return
-        self.moment.last = entry
-        decision = entry.get("decision")
-        if decision and decision["launch"]:
-            why = [reason["sentence"] for reason in decision["reasons"] if reason["held"]]
-            self.tell(f"decided: launch {decision['launch']}, for {why[-1]}")
+    def _see_decisions(self) -> None:
+        from manager.journal import entries_after
+
+        path = self._installation.journal_path(POOL)
+        entries, self._read = entries_after(path, self._read)
+        for entry in entries:
+            self.moment.last = entry
+            decision = entry.get("decision")
+            if decision and decision["launch"]:
+                why = [reason["sentence"] for reason in decision["reasons"] if reason["held"]]
+                self.tell(f"decided: launch {decision['launch']}, for {why[-1]}")
 
 
 class _Counting(threading.Thread):
