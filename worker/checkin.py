@@ -10,7 +10,7 @@ from __future__ import annotations
 import collections
 import logging
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
@@ -54,6 +54,14 @@ class Trouble(Enum):
     UNAUTHORIZED = "the credentials are not taken"
     REFUSED = "the request is not taken"
     AWAY = "no answer"
+
+
+class News(Enum):
+    """What there was in a reply."""
+
+    NONE = "nothing new"
+    RUN = "a run"
+    OTHER = "something else"
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,21 +207,28 @@ class Reporter:
         for identity in flight.acknowledged:
             self._to_acknowledge.pop(identity, None)
         self._speaker.confirmed(flight.states)
-        is_news = self._receive(outcome.value)
+        news = self._receive(outcome.value)
         if self._is_closed:
             return
-        if not self.is_batch:
-            self._want(SOON_SECONDS if is_news else self._frequency_seconds)
-        elif not self._flights:
-            was_held = self._loop.clock() - flight.sent > HELD_SECONDS
-            is_first = flight.sequence == 1
-            pause = SOON_SECONDS if is_news else 0.0 if was_held or is_first else PAUSE_SECONDS
-            self._want(pause)
-        else:
+        if self._flights:
+            if self._to_acknowledge:
+                self._want(SOON_SECONDS)
             self._consider()
+            return
+        was_held = self._loop.clock() - flight.sent > HELD_SECONDS
+        if not self.is_batch:
+            pause = self._frequency_seconds
+        elif news is News.RUN:
+            # It is likely to have news itself before long; nothing else is worth the wait.
+            pause = SOON_SECONDS
+        elif news is News.OTHER or was_held or flight.sequence == 1:
+            pause = 0.0
+        else:
+            pause = PAUSE_SECONDS
+        self._want(pause)
 
-    def _receive(self, documents: Sequence[Any]) -> bool:
-        is_news = False
+    def _receive(self, documents: Sequence[Any]) -> News:
+        news = News.NONE
         for document in documents:
             identity = message_id(document)
             if identity is not None and identity in self._handled:
@@ -227,15 +242,16 @@ class Reporter:
             except Exception as error:
                 # One message must not keep the others, nor the next check-in, from coming.
                 self._speaker.stumbled(error)
-            is_news = True
+            if isinstance(document, Mapping) and document.get("type") == "run":
+                news = News.RUN
+            elif news is News.NONE:
+                news = News.OTHER
             if identity is not None:
                 self._to_acknowledge[identity] = None
                 self._handled[identity] = None
                 if len(self._handled) > REMEMBERED_MESSAGES:
                     self._handled.popitem(last=False)
-        if self._to_acknowledge:
-            self._due = min(self._due or float("inf"), self._loop.clock() + SOON_SECONDS)
-        return is_news
+        return news
 
     def _failed(self, error: Exception) -> None:
         match error:
