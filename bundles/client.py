@@ -19,11 +19,13 @@ import httpx
 import orjson
 import tenacity
 
+from bundles.codalab import HOME_WORKSHEET, completed
 from bundles.errors import (
     NotAuthenticated,
     NotFound,
     ServerFault,
     Unreachable,
+    UsageError,
     error_for_status,
 )
 from bundles.home import Credentials
@@ -124,6 +126,7 @@ class Client:
         self._client_id = client_id
         self._patience_seconds = patience_seconds
         self._session = _Session()
+        self._worksheet: str | None = None
         self._http = httpx.Client(
             base_url=self.server + "/rest/",
             headers={"X-Requested-With": "XMLHttpRequest"},
@@ -394,8 +397,26 @@ class Client:
         wait_for_upload: bool = False,
     ) -> list[Bundle]:
         """Create bundles from their attributes (`bundle_type`, `command`, `dependencies`,
-        `metadata`, and `uuid`, by which a repeated request creates nothing twice)."""
+        `metadata`, and `uuid`, by which a repeated request creates nothing twice).
+
+        On a CodaLab server they appear on the caller's home worksheet.
+        """
         params = [("wait_for_upload", "1")] if wait_for_upload else []
+        if self._worksheet is None:
+            try:
+                return self._create(bundles, params)
+            except UsageError:
+                if self.features:
+                    raise
+            # A CodaLab server: it has made nothing, since no worksheet was named.
+            document = self._json("GET", "worksheets", params=[("specs", HOME_WORKSHEET)])
+            self._worksheet = str(document["data"][0]["id"])
+        params.append(("worksheet", self._worksheet))
+        return self._create([completed(bundle) for bundle in bundles], params)
+
+    def _create(
+        self, bundles: Sequence[Mapping[str, Any]], params: Sequence[tuple[str, str]]
+    ) -> list[Bundle]:
         document = self._json(
             "POST",
             "bundles",
