@@ -19,7 +19,24 @@ def find_postgresql() -> Path | None:
     return Path(on_path).resolve().parent if on_path else None
 
 
-ENGINES: dict[str, Callable[[], object]] = {"postgresql": find_postgresql}
+def find_docker() -> Path | None:
+    """`dockerd`, of which the tests start one of their own: as root only."""
+    found = shutil.which("dockerd")
+    return Path(found) if found and shutil.which("docker") and os.geteuid() == 0 else None
+
+
+def find_codalab() -> Path | None:
+    """The Python of the environment into which tests/engines/install put CodaLab."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    place = Path(os.environ.get("CODALAB_ENGINE") or Path(cache) / "worker-manager" / "codalab")
+    return place / "bin" / "python" if (place / "installed").exists() else None
+
+
+ENGINES: dict[str, Callable[[], object]] = {
+    "postgresql": find_postgresql,
+    "docker": find_docker,
+    "codalab": find_codalab,
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,0 +1,134 @@
+"""A Docker engine of the tests' own: its own socket, data and networks, gone when they end.
+
+It shares nothing with an engine of the machine's, and sets no packet filter rules. Needs root.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import socket
+import subprocess
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+
+START_SECONDS = 60.0
+STOP_SECONDS = 60.0
+
+IMAGE = "localhost/base:1"
+"""No registry listens on localhost: a pull fails at once, and the local image is taken."""
+
+TOOLS = ("bash", "cat", "env", "head", "ls", "mkdir", "rm", "sleep", "true", "wc")
+
+
+class DockerEngine:
+    """`dockerd`, from ``start`` to ``stop``. ``env`` makes every Docker client find it."""
+
+    def __init__(self) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix="engine-"))  # a socket's path must be short
+        self.socket = self.directory / "docker.sock"
+        self.env = {"DOCKER_HOST": f"unix://{self.socket}"}
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with (self.directory / "log").open("wb") as log:
+            self._process = subprocess.Popen(
+                [
+                    *("dockerd", "--host", f"unix://{self.socket}"),
+                    *("--data-root", str(self.directory / "data")),
+                    *("--exec-root", str(self.directory / "exec")),
+                    *("--pidfile", str(self.directory / "pid")),
+                    *("--bridge", "none", "--iptables=false", "--ip-forward=false"),
+                    *("--default-address-pool", "base=10.213.0.0/16,size=24"),
+                    *("--shutdown-timeout", "5"),
+                ],
+                # Nothing is pulled from anywhere: what asks for that is told at once.
+                env=os.environ | {"HTTPS_PROXY": "http://127.0.0.1:9", "NO_PROXY": "localhost"},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        deadline = time.monotonic() + START_SECONDS
+        while not self._answers():
+            assert self._process.poll() is None, f"dockerd ended: {self.log()[-2000:]}"
+            assert time.monotonic() < deadline, f"dockerd does not answer: {self.log()[-2000:]}"
+            time.sleep(0.05)
+
+    def _answers(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(1.0)
+            try:
+                connection.connect(str(self.socket))
+                connection.sendall(b"GET /_ping HTTP/1.0\r\n\r\n")
+                return b"200 OK" in connection.recv(4096)
+            except OSError:
+                return False
+
+    def log(self) -> str:
+        return (self.directory / "log").read_text(errors="replace")
+
+    def command(self, *arguments: str, content: bytes | None = None) -> str:
+        """`docker ARGUMENTS…`; returns what it printed."""
+        done = subprocess.run(
+            ["docker", *arguments],
+            env=os.environ | self.env,
+            input=content,
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, f"docker {arguments[0]}: {done.stderr.decode()}"
+        return done.stdout.decode()
+
+    def import_base(self) -> None:
+        """The image ``IMAGE``: a shell and a few tools, made of this machine's own files."""
+        self.command("import", "-", IMAGE, content=_base_archive())
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            try:
+                self._process.wait(timeout=STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def _base_archive() -> bytes:
+    """A tar of the tools, and of the libraries that they are linked with, at their places."""
+    files: dict[str, Path] = {}
+    for tool in TOOLS:
+        found = shutil.which(tool, path="/usr/bin:/bin")
+        assert found is not None, f"this machine has no {tool}"
+        files[f"usr/bin/{tool}"] = Path(found).resolve()
+        for library in _libraries(found):
+            files[_without_links(library)] = library.resolve()
+    files["usr/bin/sh"] = files["usr/bin/bash"]
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name in ("bin", "lib", "lib64"):
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = tarfile.SYMTYPE, f"usr/{name}"
+            archive.addfile(link)
+        tmp = tarfile.TarInfo("tmp")
+        tmp.type, tmp.mode = tarfile.DIRTYPE, 0o1777
+        archive.addfile(tmp)
+        for name, path in files.items():
+            archive.add(path, name)
+    return buffer.getvalue()
+
+
+def _libraries(program: str) -> list[Path]:
+    listed = subprocess.run(["ldd", program], capture_output=True, text=True, check=True).stdout
+    words = [word for line in listed.splitlines() for word in line.split()]
+    return [Path(word) for word in words if word.startswith("/")]
+
+
+def _without_links(library: Path) -> str:
+    """`/lib64/ld.so` as it lies in an image where /lib and /lib64 are links into /usr."""
+    name = str(library).lstrip("/")
+    return name if name.startswith("usr/") else f"usr/{name}"
