@@ -304,3 +304,29 @@ def test_a_home_that_cannot_be_written_is_one_line_and_exit_2(
     assert done.returncode in (1, 2)
     assert len(done.stderr.splitlines()) == 1
     assert "Traceback" not in done.stderr
+
+
+def test_bundles_are_run_by_the_workers_that_the_manager_launched_which_then_leave(
+    managers: Managers, server: Server
+) -> None:
+    manager = managers.start(
+        *("--min", "0", "--max", "3", "--worker-idle-seconds", "1", "--sleep-time", "0.2"),
+        stand_ins=False,
+    )
+    uuids = managers.stage(12, "echo $((6 * 7))")
+
+    def all_ready() -> bool:
+        assert len(managers.workers()) <= 3
+        with server.client() as client:
+            return {bundle.state for bundle in client.bundles(uuids)} == {"ready"}
+
+    eventually(all_ready, "every bundle's end")
+    eventually(lambda: not managers.workers(), "the idle workers' leaving")
+    with server.client() as client:
+        for uuid in uuids:
+            with client.download(uuid, "stdout") as download:
+                assert b"".join(download.chunks()) == b"42\n"
+    eventually(lambda: "left with exit code 0" in managers.log(manager))
+    (pool,) = managers.json("status", "-o", "json")["pools"]
+    assert {(job["state"], job["exit_code"]) for job in pool["jobs"]} == {("ended", 0)}
+    assert pool["launched"] == len(pool["jobs"])
