@@ -115,6 +115,7 @@ def contents_row(connection: Connection, uuid: str) -> Mapping[str, Any] | None:
         select(
             _BUNDLE.uuid, _BUNDLE.owner_id, _BUNDLE.state, _BUNDLE.location, _BUNDLE.is_directory,
             _BUNDLE.worker_id, _BUNDLE.claim, _BUNDLE.name, _BUNDLE.size_bytes,
+            _BUNDLE.bundle_type,
         ).where(_BUNDLE.uuid == uuid)
     ).first()  # fmt: skip
     return None if row is None else as_mapping(row)

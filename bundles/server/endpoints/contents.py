@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import re
+import tarfile
 import zlib
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
@@ -31,6 +33,7 @@ MEMORY_BYTES = 1024**2
 """Uploads up to here are never written as an archive, and downloads up to here are sent whole."""
 CHUNK_BYTES = 256 * 1024
 LARGEST_DEPTH = 100
+EMPTY_ARCHIVE = gzip.compress(bytes(2 * tarfile.BLOCKSIZE))
 GZIP_WINDOW_BITS = 31
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 _READABLE_AT_WORKER = (State.PREPARING, State.RUNNING, State.FINALIZING)
@@ -175,6 +178,13 @@ async def _find(service: Service, request: Request, caller: Caller) -> Mapping[s
     return row
 
 
+def _ended_with_nothing(row: Mapping[str, Any], path: str) -> bool:
+    """A run that ended before it wrote anything is an empty directory: runs that allow failed
+    dependencies may depend on it."""
+    is_over = row["state"] in (State.FAILED, State.KILLED) and row["bundle_type"] == "run"
+    return is_over and row["location"] is None and not path
+
+
 def _no_contents(row: Mapping[str, Any]) -> NotFound:
     if row["state"] == State.WORKER_OFFLINE:
         return NotFound("its worker is not heard of: the contents cannot be read now")
@@ -199,6 +209,9 @@ async def _info(service: Service, request: Request, caller: Caller) -> Response:
             return found
 
         info = await service.store_io(look)
+    elif _ended_with_nothing(row, path):
+        info = {"name": row["name"] or row["uuid"], "type": "directory", "size": 0, "perm": 0o755}
+        info |= {"contents": []} if depth else {}
     else:
         info = await _ask_info(service, row, path, depth)
     target = {"bundle_uuid": row["uuid"], "subpath": path}
@@ -241,6 +254,10 @@ async def _download(service: Service, request: Request, caller: Caller) -> Respo
     path = check_path(request.path_params.get("path") or "")
     is_gzip_accepted = "gzip" in request.headers.get("accept-encoding", "")
     section = _read_range(request.headers.get("range"))
+    if _ended_with_nothing(row, path):
+        headers = _headers(f"{row['name'] or row['uuid']}.tar.gz", "directory", 0)
+        headers["Content-Encoding"] = "identity"
+        return Response(EMPTY_ARCHIVE, 200, headers, "application/gzip")
     if row["location"] is None:
         return await _download_running(service, row, path, section, is_gzip_accepted)
     location = row["location"]
