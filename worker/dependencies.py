@@ -113,11 +113,16 @@ class Cache:
         for name in ("ready", "partial", "locks"):
             (self.directory / name).mkdir(mode=0o770, parents=True, exist_ok=True)
 
+    @property
+    def contents(self) -> Path:
+        """Where the contents lie that runs are linked to."""
+        return self.directory / "ready"
+
     # For the loop
 
     def held_keys(self) -> list[Key]:
         """Every dependency that is here or on its way."""
-        ready = self.directory / "ready"
+        ready = self.contents
         changed = os.stat(ready).st_mtime_ns
         if changed != self._listed[0]:
             found = [_read_about(path) for path in ready.iterdir()]
@@ -186,7 +191,7 @@ class Cache:
 
     def _ready(self, name: str) -> Path | None:
         """The contents, if they are whole. For who holds the lock."""
-        place = self.directory / "ready" / name
+        place = self.contents / name
         about = _read_about(place)
         if about is None:
             return None
@@ -259,7 +264,7 @@ class Cache:
                 raise _CutOff(f"it has {size_bytes} bytes instead of {fetch.size_bytes}")
         make_read_only(content)
         _write_about(place, _About(uuid, path, size_bytes, files, boot_id()))
-        ready = self.directory / "ready" / name
+        ready = self.contents / name
         if os.path.lexists(ready):
             self._discard(name)
         os.rename(place, ready)
@@ -270,7 +275,7 @@ class Cache:
     def make_room(self, quota_bytes: int) -> None:
         """Remove what is not in use, least recently used first, until the rest fits."""
         entries = []
-        for place in (self.directory / "ready").iterdir():
+        for place in self.contents.iterdir():
             about = _read_about(place)
             try:
                 used = (place / "about.json").stat().st_mtime
@@ -303,7 +308,7 @@ class Cache:
         # Out of `ready` in one step: half a dependency must never be found there.
         doomed = self.directory / "partial" / f"{name}.old"
         remove_tree(doomed)
-        os.rename(self.directory / "ready" / name, doomed)
+        os.rename(self.contents / name, doomed)
         remove_tree(doomed)
 
     def _in_use(self) -> set[str]:

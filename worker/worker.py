@@ -146,7 +146,9 @@ class Worker:
         self._idle_timer: Timer | None = None
         self._measuring: Timer | None = None
         self._refreshing: Timer | None = None
+        self._is_started = False
         self._is_terminating = False
+        self._is_idle_at_end = False
         self._is_leaving = False
         self._exit = WorkerExit.FAILED
         self._concerned: Held | None = None
@@ -407,6 +409,7 @@ class Worker:
             directory=held.directory,
             cpus=share.cpus if devices.is_pinned else (),
             gpus=share.gpus if devices.gpus else None,
+            read_only=self._cache.contents if held.run.bundle.get("dependencies") else None,
             image=held.run.resources.docker_image,
         )
 
@@ -784,8 +787,6 @@ class Worker:
                 if held is not None and stage == held.run.stage == Stage.RESTAGED:
                     self._apply(held, Finalized())
 
-    _is_started = False
-
     def troubled(self, trouble: Trouble, error: BundlesError) -> None:
         """See worker.checkin.Speaker."""
         if self._is_leaving:
@@ -815,8 +816,9 @@ class Worker:
             self._finish(WorkerExit.TERMINATED)
             return
         self._is_terminating = True
-        if not self._held:
-            self._check_out("terminated", WorkerExit.FINISHED)
+        if all(held.run.stage is Stage.FINISHED for held in self._held.values()):
+            self._is_idle_at_end = True
+            self._consider_leaving()  # or once the last one is removed
         elif self._settings.pass_down_termination:
             log.info("giving %d runs back", len(self._held))
             for held in list(self._held.values()):
@@ -863,7 +865,9 @@ class Worker:
             return
         settings = self._settings
         if self._is_terminating:
-            self._check_out("terminated", WorkerExit.TERMINATED)
+            was_idle = self._is_idle_at_end
+            code = WorkerExit.FINISHED if was_idle else WorkerExit.TERMINATED
+            self._check_out("terminated", code)
             return
         if (
             settings.exit_after_num_runs is not None

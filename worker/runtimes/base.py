@@ -40,7 +40,8 @@ class Gone(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A command to run. ``place`` is private to the worker, ``directory`` the run's own."""
+    """A command to run. ``place`` is private to the worker, ``directory`` the run's own.
+    ``read_only``: where its dependencies lie, if it has any; ``cpus``: to be kept on, if any."""
 
     key: str
     uuid: str
@@ -49,6 +50,7 @@ class Job:
     directory: Path
     cpus: Sequence[int] = ()
     gpus: Sequence[str] | None = None
+    read_only: Path | None = None
     image: str = ""
 
 

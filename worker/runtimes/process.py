@@ -15,6 +15,7 @@ import os
 import select
 import shutil
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Mapping
@@ -35,6 +36,8 @@ GONE_SECONDS = 5.0
 ROUNDS = 50
 """How often what is left of a run is looked for and killed, should it fork faster than that."""
 
+PROBE_SECONDS = 10.0
+
 DOOR = 3
 STDERR = 4
 
@@ -42,14 +45,19 @@ SCRIPT = r"""
 trap : TERM INT HUP
 read -r word <&3 || { echo held >"$1/exit"; exit 125; }
 exec 3<&-
-cd "$2" && "$3" -c "$4" 2>&4 4>&-
+if [ -z "$5" ]
+then cd "$2" && "$3" -c "$4" 2>&4 4>&-
+else cd "$2" && unshare --mount --propagation private "$0" -c \
+    'mount --bind "$1" "$1" && mount -o remount,bind,ro "$1"; exec "$2" -c "$3" 2>&4 4>&-' \
+    run "$5" "$3" "$4"
+fi
 code=$?
 echo $code >"$1/exit"
 exit $code
 """
-"""Arguments: the private directory, the run's directory, the shell, the command. It is one small
-write to `exit`, which is whole when it ends in a newline. Its own stderr is not the run's, since
-shells comment there on signals."""
+"""Arguments: the private directory, the run's directory, the shell, the command, and a directory
+that the run shall see read-only, or nothing. It is one small write to `exit`, which is whole when
+it ends in a newline. Its own stderr is not the run's, since shells comment there on signals."""
 
 RUN_VARIABLE = "BUNDLE_RUN"
 """In the environment of everything that a run starts: its directory here, by which its strays are
@@ -96,12 +104,14 @@ class ProcessRuntime:
         self._shell = "/bin/sh"
         self._command_shell = shutil.which("bash") or self._shell
         self._user = _user_name()
+        self._can_guard = os.geteuid() == 0 and _can_make_mounts()
         _become_subreaper()
         loop.on_signal(signal.SIGCHLD, self._reap)
 
     # Start
 
     def start(self, job: Job) -> Mapping[str, Any]:
+        guarded = str(job.read_only) if job.read_only is not None and self._can_guard else ""
         outside, inside = os.pipe2(os.O_CLOEXEC)
         try:
             temporary = job.place / "tmp"
@@ -112,8 +122,9 @@ class ProcessRuntime:
                 pid = os.posix_spawn(
                     self._shell,
                     [
-                        *("sh", "-c", SCRIPT, "run", str(job.place), str(job.directory)),
-                        *(self._command_shell, job.command),
+                        *(self._shell, "-c", SCRIPT, self._shell),
+                        *(str(job.place), str(job.directory)),
+                        *(self._command_shell, job.command, guarded),
                     ],
                     self._environment(job),
                     file_actions=[
@@ -389,6 +400,22 @@ def _become_subreaper() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         log.warning("daemons of runs may not be found: %s", os.strerror(ctypes.get_errno()))
+
+
+def _can_make_mounts() -> bool:
+    """Whether runs can have mounts of their own. To root, modes alone make nothing read-only."""
+    try:
+        subprocess.run(
+            ["unshare", "--mount", "--propagation", "private", "true"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=PROBE_SECONDS,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return shutil.which("mount") is not None
 
 
 def _user_name() -> str:
