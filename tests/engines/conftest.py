@@ -7,6 +7,7 @@ import pytest
 from codalab_server import CodalabServer
 from codalab_user import CodalabUser
 from docker_engine import DockerEngine
+from postgresql_engine import PostgreSQL
 
 from tests.conftest import find_codalab
 
@@ -53,3 +54,19 @@ def unused_users() -> list[str]:
 def user(codalab_server: CodalabServer, unused_users: list[str], tmp_path: Path) -> CodalabUser:
     """Somebody who has no bundle and no worker yet."""
     return CodalabUser(codalab_server, unused_users.pop(), tmp_path)
+
+
+@pytest.fixture
+def postgresql(tmp_path: Path) -> Iterator[PostgreSQL]:
+    """A database server of the test's own."""
+    engine = PostgreSQL(tmp_path)
+    engine.start()
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+@pytest.fixture
+def postgresql_url(postgresql: PostgreSQL) -> str:
+    return postgresql.url
