@@ -88,6 +88,13 @@ class WorkerProcess:
                     found.append(process)
         return found
 
+    def stray_commands(self) -> list[str]:
+        found = []
+        for process in self.strays():
+            with contextlib.suppress(psutil.Error):
+                found.append(" ".join(process.cmdline()))
+        return found
+
     def close(self) -> None:
         if self.process is not None and self.process.poll() is None:
             self.kill()

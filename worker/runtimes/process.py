@@ -77,17 +77,17 @@ class _Command:
     pid: int
     place: Path
     door: int | None = None
+    is_child: bool = True
+    """False: an earlier worker started it."""
     descriptor: int | None = None
-    """Its pidfd, if it is not our child: started by an earlier worker."""
+    """Its pidfd, if it is not our child and lives."""
+    was_seen: bool = True
+    """It has lived under our eyes, so that its pid still names its session."""
     has_ended: bool = False
     known: set[tuple[int, int]] = field(default_factory=set)
     """(pid, start time) of everything that was ever seen below it."""
     ticks: int = 0
     measured: float = 0.0
-
-    @property
-    def is_child(self) -> bool:
-        return self.descriptor is None
 
 
 class ProcessRuntime:
@@ -186,7 +186,7 @@ class ProcessRuntime:
     # The end
 
     def attach(self, job: Job, process: Mapping[str, Any]) -> Attachment:
-        command = _Command(pid=int(process["pid"]), place=job.place)
+        command = _Command(int(process["pid"]), job.place, is_child=False, was_seen=False)
         with self._lock:
             self._commands[job.key] = command
         descriptor = None
@@ -195,7 +195,7 @@ class ProcessRuntime:
         if descriptor is None:
             self._loop.post(lambda: self._end(job.key, command, None))
             return Attachment.ENDED
-        command.descriptor = descriptor
+        command.descriptor, command.was_seen = descriptor, True
         self._loop.watch(descriptor, lambda: self._end(job.key, command, None))
         return Attachment.ALIVE
 
@@ -282,7 +282,7 @@ class ProcessRuntime:
             if stat is None or stat.state == "Z" or pid == os.getpid():
                 continue
             if (
-                (command is not None and stat.session == command.pid)
+                (command is not None and command.was_seen and stat.session == command.pid)
                 or (command is not None and (pid, stat.started) in command.known)
                 or proc.has_variable(pid, mark)
                 # It hides whose it is; but then nobody else can have left it.
