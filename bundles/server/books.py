@@ -50,8 +50,6 @@ class Reader(Protocol):
 
     def find_bundles(self, uuids: Iterable[str]) -> dict[str, Past]: ...
 
-    def find_worker(self, worker_id: str) -> Worker | None: ...
-
     def children_of(self, uuids: Iterable[str]) -> dict[str, set[str]]: ...
 
     def row(self, uuid: str) -> Mapping[str, Any] | None: ...
@@ -164,6 +162,12 @@ class Worker:
     assigned: set[str] = field(default_factory=set)
     listed: frozenset[str] = frozenset()
     polling_until: float = 0.0
+
+    @property
+    def is_heard(self) -> bool:
+        """It has checked in since the books were read. Until then it is not known what it has
+        left, so it gets nothing new and nobody is told that no worker can run a bundle."""
+        return self.sequence >= 0
 
     @property
     def has_claims(self) -> bool:
@@ -520,7 +524,9 @@ class Books:
         ]
 
     def make_offer(self, worker: Worker) -> None:
-        """Tell the scheduler what the worker has and takes."""
+        """Tell the scheduler what the worker has and takes, once it has said so."""
+        if not worker.is_heard:
+            return
         runs_left = worker.runs_left
         if runs_left is not None:
             runs_left = max(0, runs_left - len(worker.assigned - worker.listed))
@@ -567,8 +573,9 @@ class Books:
         self._expire()
         for match in self.scheduler.match():
             self.assign(self.entries[match.uuid], self.workers[match.worker_id])
-        for uuid, sentence in self.scheduler.judge():
-            self._verdicts[uuid] = sentence
+        if all(worker.is_heard or not worker.is_live for worker in self.workers.values()):
+            for uuid, sentence in self.scheduler.judge():
+                self._verdicts[uuid] = sentence
         self._write_verdicts()
 
     def _expire(self) -> None:

@@ -16,12 +16,17 @@ REMEMBERED = 20_000
 class Feed:
     """Transitions in the order of their ids, each once."""
 
-    def __init__(self, last_id: int) -> None:
-        self.last_id = last_id
-        self._first_id = last_id + 1
+    def __init__(self) -> None:
+        self.last_id = 0
+        self._first_id = 1
         self._recent: deque[dict[str, Any]] = deque(maxlen=REMEMBERED)
         self._waiters: set[asyncio.Future[None]] = set()
         self._is_closed = False
+
+    def begin(self, last_id: int) -> None:
+        """Everything up to this id is in the database and not remembered here."""
+        if not self._recent:
+            self.last_id, self._first_id = last_id, last_id + 1
 
     def publish(self, transitions: Sequence[dict[str, Any]]) -> None:
         """These are committed: remember them and wake everyone who waits."""

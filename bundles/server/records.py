@@ -94,11 +94,6 @@ class DatabaseReader:
                 )  # fmt: skip
         return found
 
-    def find_worker(self, worker_id: str) -> Worker | None:
-        table = schema.worker
-        row = self._connection.execute(select(table).where(table.c.id == worker_id)).first()
-        return None if row is None else _worker(as_mapping(row))
-
     def children_of(self, uuids: Iterable[str]) -> dict[str, set[str]]:
         """The uuids of the bundles that depend on these."""
         found: dict[str, set[str]] = {}
@@ -131,8 +126,6 @@ def read_books(connection: Connection, clock: Clock, worker_timeout_seconds: flo
     for row in connection.execute(select(schema.worker)):
         worker = _worker(as_mapping(row))
         books.workers[worker.id] = worker
-        if worker.is_live:
-            books.make_offer(worker)
     entries = _read_entries(connection)
     for entry in entries:
         books.restore(entry)

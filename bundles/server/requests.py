@@ -77,7 +77,7 @@ class Checkin(Document):
     # docs/protocol.md
     features: list[str] = Field(default_factory=list)
     session: str | None = None
-    sequence: int = 0
+    sequence: Annotated[int, Field(ge=0)] = 0
     acknowledged: list[str] = Field(default_factory=list)
     wait_seconds: Annotated[float, Field(ge=0, le=60)] | None = None
 

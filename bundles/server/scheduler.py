@@ -110,6 +110,7 @@ class Scheduler:
         self._new_groups: set[Need] = set()
         self._freed: set[str] = set()
         self._offers_changed = False
+        self._is_judged = True
 
     # Bundles
 
@@ -122,6 +123,7 @@ class Scheduler:
         if group is None:
             group = self._groups[bundle.need] = _Group(bundle.need)
             self._new_groups.add(bundle.need)
+            self._is_judged = False
         group.count += 1
         heapq.heappush(group.heap, (-bundle.priority, bundle.order, bundle.uuid))
 
@@ -268,7 +270,7 @@ class Scheduler:
         With a sentence when none can, None when one can. While there is no worker at all nothing
         is known and nothing changes.
         """
-        if not self._workers:
+        if not self._workers or (self._is_judged and not self._offers_changed):
             return []
         changed: dict[Need, str | None] = {}
         for group in self._groups.values():
@@ -283,6 +285,7 @@ class Scheduler:
                 group.verdict = verdict
                 changed[group.need] = verdict
         self._offers_changed = False
+        self._is_judged = True
         if not changed:
             return []
         return [

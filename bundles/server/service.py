@@ -48,6 +48,8 @@ T = TypeVar("T")
 JSON_LIMIT_BYTES = 64 * 1024**2
 READING_THREADS = 8
 STORING_THREADS = 8
+BACKGROUND_SECONDS = 1.0
+"""How long a server that ends waits for what it does in the background; the next start goes on."""
 
 Handler = Callable[["Service", Request, Caller], Awaitable[Response]]
 
@@ -73,7 +75,7 @@ class Service:
         self.desk = Desk(
             database, self._publish, clock=clock, worker_timeout_seconds=worker_timeout_seconds
         )
-        self.feed = Feed(0)
+        self.feed = Feed()
         self.history_start = 0
         self._readers = ThreadPoolExecutor(READING_THREADS, thread_name_prefix="reader")
         self._storekeepers = ThreadPoolExecutor(STORING_THREADS, thread_name_prefix="store")
@@ -86,7 +88,7 @@ class Service:
         next_id = await self.desk.do(lambda books: books.next_transition_id)
         first = await self.read(queries.first_transition)
         self.history_start = next_id if first is None else first
-        self.feed.last_id = max(self.feed.last_id, next_id - 1)
+        self.feed.begin(next_id - 1)
         # Listed before anyone can upload: only what an earlier server left is a candidate.
         candidates = await self.store_io(lambda: list(self.store.list()))
         if candidates:
@@ -100,6 +102,8 @@ class Service:
 
     async def stop(self) -> None:
         """End the desk once it has done what it was asked."""
+        if self._background:
+            await asyncio.wait(self._background, timeout=BACKGROUND_SECONDS)
         await asyncio.to_thread(self.desk.stop)
         self._readers.shutdown(wait=False, cancel_futures=True)
         self._storekeepers.shutdown(wait=True, cancel_futures=True)

@@ -33,7 +33,8 @@ class Store(Protocol):
         """Give a temporary place up."""
 
     def commit(self, place: Path, uuid: str) -> str:
-        """Keep what lies at a temporary place; returns the location to find it by."""
+        """Keep what lies at a temporary place, also through a power cut; returns the location to
+        find it by."""
 
     def path(self, location: str, path: str) -> Path:
         """The file or directory at a path of some contents. Raises NotFound, UsageError."""
@@ -68,11 +69,13 @@ class DirectoryStore:
     def commit(self, place: Path, uuid: str) -> str:
         location = f"{uuid[2:4]}/{uuid}-{place.name}"
         target = self._root / location
+        _write_through(place)
         try:
             os.rename(place, target)
         except FileNotFoundError:
             target.parent.mkdir(mode=0o700, exist_ok=True)
             os.rename(place, target)
+        _sync(target.parent)
         return location
 
     def path(self, location: str, path: str) -> Path:
@@ -158,6 +161,27 @@ def readable(root: Path, path: Path) -> Path:
 def pack_directory(path: Path) -> Iterator[bytes]:
     """A directory as a tar.gz."""
     return pack(path)
+
+
+def _write_through(place: Path) -> None:
+    # The database, which is as careful, must not know of contents that a power cut took away.
+    if place.is_file():
+        _sync(place)
+        return
+    for directory, _, names in os.walk(place):
+        for name in names:
+            path = os.path.join(directory, name)
+            if not os.path.islink(path):
+                _sync(path)
+        _sync(directory)
+
+
+def _sync(path: str | Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _remove(path: Path) -> None:

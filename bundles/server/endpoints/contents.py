@@ -73,7 +73,7 @@ async def _upload(service: Service, request: Request, caller: Caller) -> Respons
         places.append(store.open())
         return places[-1]
 
-    is_kept = False
+    is_clean = False
     # Before anything is sent, or unpacked, for nothing.
     await service.act(lambda books: actions.check_upload(books, caller, uuid, claim).id)
     try:
@@ -108,14 +108,13 @@ async def _upload(service: Service, request: Request, caller: Caller) -> Respons
                 )
             )
         except ServerFault:
-            is_kept = True  # it may have been committed all the same: the next start looks
-            raise
+            raise  # it may have been committed all the same: the next start looks
         except BundlesError:
             await service.store_io(lambda: store.delete(location))
             raise
-        is_kept = len(places) == 1
+        is_clean = len(places) == 1  # and what lay there has its own name in the store now
     finally:
-        if not is_kept and places:
+        if not is_clean and places:
             await service.store_io(lambda: _discard(store, places))
     return empty()
 
