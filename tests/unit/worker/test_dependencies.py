@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from bundles.client import Client
+from bundles.home import Credentials
+from bundles.model import Resources
+from worker import records
+from worker.dependencies import Cache, DependencyFailed, Key, entry_name
+from worker.loop import Loop
+from worker.stages import Run
+
+
+def raise_it(error: Exception) -> None:
+    raise error
+
+
+def uuid_of(number: int) -> str:
+    return f"0x{number:032x}"
+
+
+class Shelf:
+    """A server that has every uuid as a file of 1000 bytes, and counts who asks."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.status = 200
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        uuid = request.url.path.split("/")[3]
+        self.asked.append(uuid)
+        if self.status != 200:
+            return httpx.Response(self.status, text="broken on purpose")
+        return httpx.Response(200, content=bytes(1000), headers={"Target-Type": "file"})
+
+
+@pytest.fixture
+def shelf() -> Shelf:
+    return Shelf()
+
+
+@pytest.fixture
+def loop() -> Iterator[Loop]:
+    loop = Loop()
+    yield loop
+    loop.close()
+
+
+@pytest.fixture
+def client(shelf: Shelf) -> Iterator[Client]:
+    with Client(
+        "http://server", Credentials(token="t"), transport=httpx.MockTransport(shelf)
+    ) as client:
+        yield client
+
+
+def new_cache(
+    tmp_path: Path, client: Client, loop: Loop, *, quota_bytes: int = 10_000, retries: int = 0
+) -> Cache:
+    return Cache(tmp_path, client, loop, quota_bytes=quota_bytes, max_retries=retries)
+
+
+def fetch(cache: Cache, loop: Loop, *keys: Key) -> list[Path | DependencyFailed]:
+    """Request all at once; their results in that order."""
+    results: dict[int, Path | DependencyFailed] = {}
+
+    def told(index: int, result: Path | DependencyFailed) -> None:
+        results[index] = result
+        if len(results) == len(keys):
+            loop.post(loop.stop)
+
+    for index, key in enumerate(keys):
+        cache.request(key, lambda result, index=index: told(index, result))
+    loop._stopped = False
+    loop.run(raise_it)
+    return [results[index] for index in range(len(keys))]
+
+
+def hold(tmp_path: Path, *keys: Key) -> None:
+    """A run of another worker that depends on these."""
+    dependencies = [
+        {"child_path": f"d{n}", "parent_uuid": uuid, "parent_path": path}
+        for n, (uuid, path) in enumerate(keys)
+    ]
+    run = Run(uuid_of(999), 1, {"dependencies": dependencies}, Resources(), accepted=1.0)
+    records.save(tmp_path / "workers" / "other" / "runs", run)
+
+
+def age(cache: Cache, key: Key, seconds: float) -> None:
+    about = cache.contents / entry_name(key) / "about.json"
+    os.utime(about, (seconds, seconds))
+
+
+def test_a_dependency_that_many_wait_for_is_downloaded_once(
+    tmp_path: Path, shelf: Shelf, client: Client, loop: Loop
+) -> None:
+    cache = new_cache(tmp_path, client, loop)
+    key = (uuid_of(1), "")
+    results = fetch(cache, loop, key, key, key)
+    assert len({str(result) for result in results}) == 1
+    assert isinstance(results[0], Path)
+    assert results[0].read_bytes() == bytes(1000)
+    assert shelf.asked == [uuid_of(1)]
+    told: list[object] = []
+    cache.request(key, told.append)
+    assert told == [results[0]]
+    assert cache.held_keys() == [key]
+
+
+def test_another_worker_of_the_directory_finds_it(
+    tmp_path: Path, shelf: Shelf, client: Client, loop: Loop
+) -> None:
+    key = (uuid_of(1), "some/path")
+    fetch(new_cache(tmp_path, client, loop), loop, key)
+    other = new_cache(tmp_path, client, loop)
+    assert other.held_keys() == [key]
+    fetch(other, loop, key)
+    assert len(shelf.asked) == 1
+
+
+def test_the_least_recently_used_goes_first_and_what_is_in_use_never(
+    tmp_path: Path, client: Client, loop: Loop
+) -> None:
+    cache = new_cache(tmp_path, client, loop, quota_bytes=3000)
+    keys = [(uuid_of(n), "") for n in range(1, 4)]
+    fetch(cache, loop, *keys)
+    for number, key in enumerate(keys):
+        age(cache, key, 1000.0 + number)
+    hold(tmp_path, keys[0])
+    fetch(cache, loop, (uuid_of(4), ""))
+    assert sorted(cache.held_keys()) == [keys[0], keys[2], (uuid_of(4), "")]
+
+
+def test_when_everything_is_in_use_more_than_the_quota_is_kept(
+    tmp_path: Path, client: Client, loop: Loop
+) -> None:
+    cache = new_cache(tmp_path, client, loop, quota_bytes=1500)
+    keys = [(uuid_of(n), "") for n in range(1, 4)]
+    hold(tmp_path, *keys)
+    fetch(cache, loop, *keys)
+    assert sorted(cache.held_keys()) == keys
+
+
+def test_use_makes_an_entry_young_again(tmp_path: Path, client: Client, loop: Loop) -> None:
+    cache = new_cache(tmp_path, client, loop, quota_bytes=2000)
+    first, second, third = ((uuid_of(n), "") for n in range(1, 4))
+    fetch(cache, loop, first, second)
+    age(cache, first, 1000.0)
+    age(cache, second, 2000.0)
+    fetch(cache, loop, first)
+    fetch(cache, loop, third)
+    assert sorted(cache.held_keys()) == [first, third]
+
+
+def test_what_a_power_cut_has_truncated_is_fetched_again(
+    tmp_path: Path, shelf: Shelf, client: Client, loop: Loop
+) -> None:
+    cache = new_cache(tmp_path, client, loop)
+    key = (uuid_of(1), "")
+    fetch(cache, loop, key)
+    place = cache.contents / entry_name(key)
+    about = place / "about.json"
+    about.write_text(about.read_text().replace('"boot":"', '"boot":"another-'))
+    fetch(cache, loop, key)
+    assert len(shelf.asked) == 1  # whole, though of another boot
+    about.write_text(about.read_text().replace('"boot":"', '"boot":"another-'))
+    (place / "content").chmod(0o600)
+    (place / "content").write_bytes(b"")
+    results = fetch(cache, loop, key)
+    assert len(shelf.asked) == 2
+    assert isinstance(results[0], Path)
+    assert len(results[0].read_bytes()) == 1000
+
+
+def test_a_download_that_failed_leaves_nothing_and_may_be_asked_for_again(
+    tmp_path: Path, shelf: Shelf, client: Client, loop: Loop
+) -> None:
+    cache = new_cache(tmp_path, client, loop)
+    key = (uuid_of(1), "")
+    shelf.status = 404
+    (result,) = fetch(cache, loop, key)
+    assert isinstance(result, DependencyFailed)
+    assert "broken on purpose" in str(result)
+    assert list((cache.directory / "partial").iterdir()) == []
+    shelf.status = 200
+    (result,) = fetch(cache, loop, key)
+    assert isinstance(result, Path)
+
+
+def test_what_killed_downloads_left_is_swept(tmp_path: Path, client: Client, loop: Loop) -> None:
+    cache = new_cache(tmp_path, client, loop)
+    litter = cache.directory / "partial" / uuid_of(1)
+    (litter / "content").mkdir(parents=True)
+    cache.sweep()
+    assert not litter.exists()

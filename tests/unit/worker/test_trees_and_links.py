@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from bundles.errors import UsageError
+from worker.links import place_links, remove_links
+from worker.trees import make_read_only, measure_tree, remove_tree
+from worker.worker import write_file
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    """Two contents: the directory `tree` and the file `file`."""
+    cache = tmp_path / "cache"
+    (cache / "tree" / "sub").mkdir(parents=True)
+    (cache / "tree" / "a").write_text("a")
+    (cache / "tree" / "sub" / "b").write_text("b")
+    (cache / "file").write_text("f")
+    return cache
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    directory = tmp_path / "run"
+    directory.mkdir()
+    return directory
+
+
+def test_a_tree_is_removed_whatever_its_modes_are(tmp_path: Path) -> None:
+    (tmp_path / "t" / "d").mkdir(parents=True)
+    (tmp_path / "t" / "d" / "f").write_text("x")
+    (tmp_path / "t" / "link").symlink_to(tmp_path)
+    (tmp_path / "t" / "d").chmod(0o000)
+    remove_tree(tmp_path / "t")
+    assert list(tmp_path.iterdir()) == []
+    remove_tree(tmp_path / "t")
+
+
+def test_a_tree_is_measured_without_following_links(tmp_path: Path) -> None:
+    (tmp_path / "t" / "d").mkdir(parents=True)
+    (tmp_path / "t" / "d" / "f").write_bytes(bytes(1000))
+    (tmp_path / "t" / "link").symlink_to("x" * 10)
+    assert measure_tree(tmp_path / "t") == (1010, 2)
+    assert measure_tree(tmp_path / "t" / "d" / "f") == (1000, 1)
+    assert measure_tree(tmp_path / "none") == (0, 0)
+
+
+def test_what_is_read_only_has_no_right_to_write_and_outside_is_left_alone(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "t" / "d").mkdir(parents=True)
+    (tmp_path / "t" / "d" / "f").write_text("x")
+    (tmp_path / "outside").write_text("x")
+    (tmp_path / "t" / "link").symlink_to(tmp_path / "outside")
+    make_read_only(tmp_path / "t")
+    for path in (tmp_path / "t", tmp_path / "t" / "d", tmp_path / "t" / "d" / "f"):
+        assert path.stat().st_mode & 0o222 == 0
+    assert (tmp_path / "outside").stat().st_mode & 0o200
+
+
+def test_links_are_made_where_wanted_and_taken_out_with_the_directories_made_for_them(
+    cache: Path, directory: Path
+) -> None:
+    wanted = {"d": cache / "tree", "x/y/f": cache / "file", "own/f": cache / "file"}
+    place_links(directory, wanted)
+    assert (directory / "d" / "sub" / "b").read_text() == "b"
+    assert (directory / "x" / "y" / "f").read_text() == "f"
+    (directory / "own" / "result").write_text("r")
+    remove_links(directory, wanted, cache)
+    assert sorted(str(p.relative_to(directory)) for p in directory.rglob("*")) == [
+        "own",
+        "own/result",
+    ]
+    assert (cache / "tree" / "sub" / "b").read_text() == "b"
+
+
+def test_a_key_may_lie_within_anothers(cache: Path, directory: Path) -> None:
+    wanted = {
+        ".": cache / "tree",
+        "sub/f": cache / "file",
+        "d": cache / "tree",
+        "d/f": cache / "file",
+    }
+    place_links(directory, wanted)
+    assert (directory / "a").read_text() == "a"
+    assert (directory / "sub" / "b").read_text() == "b"
+    assert (directory / "sub" / "f").read_text() == "f"
+    assert (directory / "d" / "sub" / "b").read_text() == "b"
+    assert (directory / "d" / "f").read_text() == "f"
+    assert not (cache / "tree" / "f").exists()
+    remove_links(directory, wanted, cache)
+    assert list(directory.iterdir()) == []
+
+
+def test_links_that_are_the_runs_own_stay(cache: Path, directory: Path) -> None:
+    place_links(directory, {"d": cache / "tree"})
+    (directory / "mine").symlink_to("d")
+    (directory / "etc").symlink_to("/etc")
+    remove_links(directory, ["d"], cache)
+    assert sorted(os.listdir(directory)) == ["etc", "mine"]
+
+
+def test_a_key_that_leaves_the_directory_is_refused(cache: Path, directory: Path) -> None:
+    for key in ("../x", "/x", "a/../../x"):
+        with pytest.raises(UsageError):
+            place_links(directory, {key: cache / "file"})
+
+
+def test_files_are_written_into_a_run_only(directory: Path, tmp_path: Path) -> None:
+    bundle = {"dependencies": [{"child_path": "d", "parent_uuid": "0x"}]}
+    write_file(directory, bundle, "a/b", "text")
+    assert (directory / "a" / "b").read_text() == "text"
+    (directory / "out").symlink_to(tmp_path)
+    (directory / "link").symlink_to(tmp_path / "x")
+    for path in ("../x", "/x", "d", "d/x", "out/x", ".", "link"):
+        with pytest.raises((UsageError, OSError)):
+            write_file(directory, bundle, path, "text")
+    assert not (tmp_path / "x").exists()
