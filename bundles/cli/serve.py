@@ -61,10 +61,9 @@ def serve(
     settings = click.get_current_context().find_object(Settings)
     if settings is not None:
         settings.verbose = verbose
-    logging.basicConfig(
-        level=logging.DEBUG if verbose else logging.INFO, format="%(asctime)s %(message)s"
-    )
-    logging.getLogger("filelock").setLevel(logging.WARNING)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    if verbose:
+        logging.getLogger("bundles").setLevel(logging.DEBUG)
     from bundles.server import run
 
     run.serve(

@@ -18,6 +18,7 @@ RESEND_SECONDS = 1.0
 """A letter that is not acknowledged is sent again this long after: not with every reply, since a
 worker may well check in again while it is still about it."""
 
+REMEMBERED_SESSIONS = 1000
 _LOOK = "look again"
 _DISPLACED = "a later check-in waits now"
 _SUPERSEDED = "another session took over"
@@ -42,6 +43,7 @@ class Mailroom:
 
     def __init__(self) -> None:
         self._boxes: dict[str, _Box] = {}
+        self._superseded: dict[tuple[str, str], None] = {}
         self._is_closed = False
 
     def post(self, letter: Letter) -> None:
@@ -61,7 +63,11 @@ class Mailroom:
             self._tidy(worker_id, box)
 
     def supersede(self, worker_id: str, session: str) -> None:
-        """Another session took over: the check-in of this one that waits is refused."""
+        """Another session took over: this one's check-in that waits, or is about to, is refused,
+        so that it is never handed what is meant for the other."""
+        self._superseded[worker_id, session] = None
+        if len(self._superseded) > REMEMBERED_SESSIONS:
+            del self._superseded[next(iter(self._superseded))]
         box = self._boxes.get(worker_id)
         if box is not None and box.session == session:
             _end_wait(box.waiter, _SUPERSEDED)
@@ -80,6 +86,8 @@ class Mailroom:
         They stay in the box until they are recalled. Raises Conflict when the session is taken
         over meanwhile. A later check-in of the same worker ends the wait of an earlier one.
         """
+        if (worker_id, session) in self._superseded:
+            raise _taken_over(worker_id)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait_seconds
         box = self._boxes.setdefault(worker_id, _Box())
@@ -107,7 +115,7 @@ class Mailroom:
             if why == _DISPLACED:
                 return []
             if why == _SUPERSEDED:
-                raise Conflict(f"worker {worker_id} was taken over by another session")
+                raise _taken_over(worker_id)
             box = self._boxes.setdefault(worker_id, box)
 
     async def collect_one(self, worker_id: str, wait_seconds: float) -> Mapping[str, Any] | None:
@@ -146,6 +154,10 @@ class Mailroom:
     def _tidy(self, worker_id: str, box: _Box) -> None:
         if not box.slots and not box.bells and box.waiter is None:
             self._boxes.pop(worker_id, None)
+
+
+def _taken_over(worker_id: str) -> Conflict:
+    return Conflict(f"worker {worker_id} was taken over by another session")
 
 
 def _due(box: _Box, now: float) -> tuple[list[_Slot], float]:

@@ -117,6 +117,15 @@ class Service:
         for letter in effects.letters:
             self.mailroom.post(letter)
         self.feed.publish(effects.transitions)
+        if log.isEnabledFor(logging.DEBUG):
+            for change in effects.transitions:
+                log.debug(
+                    "%s %s → %s %s",
+                    change["uuid"],
+                    change["from_state"],
+                    change["to_state"],
+                    change["reason"],
+                )
         if effects.discards:
             locations = list(effects.discards)
             self._in_background(self.store_io(lambda: delete_all(self.store, locations)))
