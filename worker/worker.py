@@ -644,14 +644,7 @@ class Worker:
             "remote": self._settings.worker_id,
             "exitcode": run.exitcode,
             "failure_message": run.failure_message,
-            "bundle_profile_stats": {
-                f"RUN_STAGE.{name}": {
-                    "start": start,
-                    "end": end,
-                    "elapsed": (end if end is not None else self._now()) - start,
-                }
-                for name, (start, end) in run.times.items()
-            },
+            "bundle_profile_stats": self._times(run),
             "cpu_usage": held.usage.cpus,
             "memory_usage": held.usage.memory_bytes / limit if limit else 0.0,
             "disk_utilization": held.disk_bytes or 0,
@@ -659,6 +652,17 @@ class Worker:
         if run.claim is not None:
             document["claim"] = run.claim
         return document
+
+    def _times(self, run: Run) -> dict[str, Any]:
+        """The stages' times. A CodaLab server ignores a run that does not have them all."""
+        never = {"start": 0.0, "end": 0.0, "elapsed": 0.0}
+        times: dict[str, Any] = {}
+        if not self._reporter.is_batch:
+            times = {f"RUN_STAGE.{stage}": never for stage in REPORTED_STATES}
+        for name, (start, end) in run.times.items():
+            until = end if end is not None else self._now()
+            times[f"RUN_STAGE.{name}"] = {"start": start, "end": end, "elapsed": until - start}
+        return times
 
     def _status(self, held: Held) -> str:
         match held.run.stage:
@@ -729,7 +733,7 @@ class Worker:
                 log.warning("%s is not started: %s", message.uuid, outcome.error)
             elif outcome.value:
                 self._accept(message)
-                self._reporter.now()
+                self._reporter.soon()
 
         self._reads.submit(
             partial(
