@@ -98,6 +98,9 @@ class Speaker(Protocol):
     def confirmed(self, states: dict[str, str]) -> None:
         """The server has answered a check-in that said this."""
 
+    def listened(self) -> None:
+        """No check-in is under way, and all that came was received: a moment to leave at."""
+
     def troubled(self, trouble: Trouble, error: BundlesError) -> None:
         """A check-in failed; it is tried again unless the speaker ends it."""
 
@@ -137,6 +140,11 @@ class Reporter:
     def is_batch(self) -> bool:
         """Whether the server sends several messages a reply and wants them acknowledged."""
         return "batch" in self._client.features
+
+    @property
+    def may_stop_listening(self) -> bool:
+        """Whether no message is lost by that: a CodaLab server sends none a second time."""
+        return self.is_batch or not self._flights
 
     def now(self) -> None:
         """There is news that someone waits for."""
@@ -225,6 +233,9 @@ class Reporter:
             if self._to_acknowledge:
                 self._want(self._soon_seconds())
             self._consider()
+            return
+        self._speaker.listened()
+        if self._is_closed:
             return
         was_held = self._loop.clock() - flight.sent > HELD_SECONDS
         if news is News.RUN:

@@ -65,6 +65,9 @@ class Listener:
     def confirmed(self, states: dict[str, str]) -> None:
         pass
 
+    def listened(self) -> None:
+        pass
+
     def troubled(self, trouble: Trouble, error: BundlesError) -> None:
         self.troubles.append(trouble)
 
