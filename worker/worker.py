@@ -610,8 +610,10 @@ class Worker:
         if not self._is_started:
             self._is_started = True
             log.info("Worker started!")
-            self._consider_leaving()
+            if self._reporter.is_batch:
+                self._consider_leaving()
         if not self._reporter.is_batch:
+            # The same reply may bring a run: whether to leave is considered after that.
             for key, stage in states.items():
                 held = self._held.get(key)
                 if held is not None and stage == held.run.stage == Stage.RESTAGED:
