@@ -9,8 +9,6 @@ from codalab_user import CodalabUser
 from docker_engine import DockerEngine
 from postgresql_engine import PostgreSQL
 
-from tests.conftest import find_codalab
-
 USERS = tuple(f"user-{number}" for number in range(1, 31))
 
 
@@ -24,14 +22,6 @@ def docker_engine() -> Iterator[DockerEngine]:
         yield engine
     finally:
         engine.stop()
-
-
-@pytest.fixture(scope="session")
-def codalab_python() -> Path:
-    """The Python in which CodaLab is installed."""
-    python = find_codalab()
-    assert python is not None
-    return python
 
 
 @pytest.fixture(scope="session")
