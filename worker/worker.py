@@ -27,7 +27,7 @@ from worker import records
 from worker.checkin import Reporter, Trouble
 from worker.dependencies import Cache, DependencyFailed, Key
 from worker.devices import Share, assign
-from worker.limits import Usage, disk_exceeded, memory_exceeded, time_exceeded
+from worker.limits import Usage, disk_exceeded, memory_exceeded, out_of_memory, time_exceeded
 from worker.links import place_links, remove_links
 from worker.loop import Loop, Outcome, Pool, Timer
 from worker.messages import (
@@ -43,7 +43,17 @@ from worker.messages import (
 )
 from worker.netcat import talk
 from worker.reads import Answer, answer, refusal
-from worker.runtimes.base import Attachment, CannotStart, End, Ended, Gone, Job, Runtime
+from worker.runtimes.base import (
+    Attachment,
+    CannotStart,
+    End,
+    Ended,
+    Failed,
+    Gone,
+    Job,
+    Runtime,
+    mount_name,
+)
 from worker.settings import Settings
 from worker.stages import (
     REPORTED_STATES,
@@ -101,6 +111,9 @@ class Held:
     run: Run
     place: Path
     status: str = ""
+    is_equipped: bool = False
+    """The runtime has what it needs for it (worker.runtimes.base.Runtime.prepare)."""
+    are_links_placed: bool = False
     is_prepared: bool = False
     waits_for: dict[Key, Callable[[Path | DependencyFailed], None]] = field(default_factory=dict)
     contents: dict[Key, Path] = field(default_factory=dict)
@@ -199,6 +212,7 @@ class Worker:
                 continue
             held = self._held[run.key] = Held(run, place)
             self._resume(held)
+        self._runtime.sweep(list(self._held))
         if self._held:
             log.info("carrying on with %d runs", len(self._held))
 
@@ -283,6 +297,7 @@ class Worker:
             self._cache.withdraw(key, done)
         held.waits_for.clear()
         held.is_prepared = False
+        self._runtime.withdraw(held.run.key)
 
     # Preparing
 
@@ -317,6 +332,19 @@ class Worker:
         except OSError as error:
             self._apply(held, NotStarted(f"Its directory cannot be made: {error.strerror}"))
             return
+        held.is_equipped = held.are_links_placed = False
+        attempt = held.attempt
+
+        def equipped(failure: CannotStart | None) -> None:
+            if held.attempt != attempt or held.run.stage is not Stage.PREPARING:
+                return
+            if failure is not None:
+                self._apply(held, NotStarted(str(failure)))
+                return
+            held.is_equipped = True
+            self._prepared(held)
+
+        self._runtime.prepare(self._job(held), equipped)
         keys = list(dict.fromkeys(records.dependency_keys(held.run.bundle)))
         held.waits_for = {key: partial(self._fetched, held, key) for key in keys}
         held.contents.clear()
@@ -324,6 +352,7 @@ class Worker:
             if key in held.waits_for:
                 self._cache.request(key, done)
         if not keys:
+            held.are_links_placed = True
             self._prepared(held)
 
     def _fetched(self, held: Held, key: Key, result: Path | DependencyFailed) -> None:
@@ -335,12 +364,9 @@ class Worker:
         held.contents[key] = result
         if held.waits_for:
             return
-        contents = {
-            dependency["child_path"]: held.contents[
-                (dependency["parent_uuid"], dependency.get("parent_path") or "")
-            ]
-            for dependency in held.run.bundle["dependencies"]
-        }
+        contents = self._contents(held)
+        root = self._runtime.dependency_paths(held.run.uuid)
+        shown = {path: root / mount_name(path) for path in contents} if root else None
         attempt = held.attempt
 
         def done(outcome: Outcome[None]) -> None:
@@ -352,13 +378,26 @@ class Worker:
                 return
             self._concerned = held
             outcome.value  # noqa: B018 - raises what was not foreseen
+            held.are_links_placed = True
             self._prepared(held)
 
-        self._chores.submit(partial(place_links, held.directory, contents), done)
+        self._chores.submit(partial(place_links, held.directory, contents, shown), done)
+
+    def _contents(self, held: Held) -> dict[str, Path]:
+        """What it depends on, as far as that was fetched, by child path."""
+        keyed = {
+            dependency["child_path"]: (
+                dependency["parent_uuid"],
+                dependency.get("parent_path") or "",
+            )
+            for dependency in held.run.bundle.get("dependencies") or ()
+        }
+        return {path: held.contents[key] for path, key in keyed.items() if key in held.contents}
 
     def _prepared(self, held: Held) -> None:
-        held.is_prepared = True
-        self._start(held)
+        if held.is_equipped and held.are_links_placed:
+            held.is_prepared = True
+            self._start(held)
 
     def _start_waiting(self) -> None:
         for held in list(self._held.values()):
@@ -411,6 +450,9 @@ class Worker:
             gpus=share.gpus if devices.gpus else None,
             read_only=self._cache.contents if held.run.bundle.get("dependencies") else None,
             image=held.run.resources.docker_image,
+            contents=self._contents(held),
+            memory_bytes=held.run.resources.memory_bytes,
+            network=held.run.resources.network,
         )
 
     # Running
@@ -524,12 +566,16 @@ class Worker:
                 self._prepare(held)
         elif end.how is Gone.UNKNOWN:
             self._apply(held, Lost())
+        elif isinstance(end.how, Failed):
+            self._apply(held, NotStarted(end.how.reason))
+            self._apply(held, HeldBack())
         else:
             assert isinstance(end.how, int)
             total = self._now() - held.run.times[Stage.RUNNING][0]
             user = max(end.user_seconds, held.usage.user_seconds)
             system = max(end.system_seconds, held.usage.system_seconds)
-            self._apply(held, Exited(end.how, (total, user, system)))
+            reason = out_of_memory(held.run.resources) if end.is_out_of_memory else None
+            self._apply(held, Exited(end.how, (total, user, system), reason))
 
     # After it
 
@@ -542,7 +588,8 @@ class Worker:
         dependencies = run.bundle.get("dependencies") or ()
         if dependencies:
             child_paths = [dependency["child_path"] for dependency in dependencies]
-            remove_links(held.directory, child_paths, self._cache.directory)
+            place = self._runtime.dependency_paths(run.uuid) or self._cache.directory
+            remove_links(held.directory, child_paths, place)
         if run.resources.disk_bytes and run.has_started:
             held.disk_bytes, _ = measure_tree(held.directory)
             return disk_exceeded(run.resources, held.disk_bytes)
@@ -639,7 +686,7 @@ class Worker:
             "container_time_total": total,
             "container_time_user": user,
             "container_time_system": system,
-            "docker_image": None,
+            "docker_image": (run.process or {}).get("image"),
             "state": REPORTED_STATES[run.stage],
             "remote": self._settings.worker_id,
             "exitcode": run.exitcode,
@@ -667,7 +714,7 @@ class Worker:
                     fetch = self._cache.fetches.get(key)
                     if fetch is not None:
                         return str(fetch)
-                return "Preparing"
+                return self._runtime.status(held.run.key) or "Preparing"
             case Stage.RUNNING:
                 return "Stopping" if held.run.stopping else "Running"
             case Stage.CLEANING_UP:
@@ -750,6 +797,7 @@ class Worker:
 
     def _answer(self, held: Held | None, message: ReadMessage | NetcatMessage) -> None:
         directory = held.directory if held is not None else None
+        key = held.run.key if held is not None else ""
 
         def job() -> None:
             if directory is None:
@@ -758,7 +806,9 @@ class Worker:
                 found = answer(directory, message.uuid, message.path, message.arguments)
             else:
                 try:
-                    found = Answer(content=talk(message.port, message.text))
+                    found = Answer(
+                        content=talk(self._runtime.address(key), message.port, message.text)
+                    )
                 except (OSError, OverflowError) as error:
                     found = refusal(500, f"nothing listens on port {message.port}: {error}")
             worker_id = self._settings.worker_id
