@@ -74,9 +74,12 @@ leave_word process "$stat"
 cd "$directory" || exit 1
 deaths=0
 code=143
-while [ -z "$ending" ] && [ "$deaths" -lt 10 ]; do
+while [ "$deaths" -lt 10 ]; do
     began=$(date +%s)
-    "$@"
+    [ -z "$ending" ] || break
+    # A signal between fork and exec is lost: the file was there before it. So a job that is asked
+    # to end while its worker starts does not start it.
+    ([ -e "$directory/ending" ] && exit 143; exec "$@")
     code=$?
     # Killed, and not by us: started again over its directory it carries on with its runs.
     [ "$code" -gt 128 ] || break

@@ -453,6 +453,8 @@ class Client:
             params=[("force", "1" if force else "0")],
             json={"data": [{"type": "bundles", "id": uuid} for uuid in uuids]},
         )
+        if "data" not in document:
+            return [str(uuid) for uuid in document["meta"]["ids"]]  # CodaLab's answer
         return [element["id"] for element in document["data"]]
 
     def act(self, actions: Sequence[Mapping[str, Any]]) -> None:

@@ -2,7 +2,12 @@
 
 A server with the feature `batch` answers a waiting check-in when a later one comes, so that two
 lanes are enough: the one that waits, and the one with the news. What happens while both are under
-way goes into the next one. To a CodaLab server one check-in is sent at a time.
+way goes into the next one.
+
+To a CodaLab server one check-in is sent at a time, held for 5 s unless there is a message: it does
+not look which of two is the later one, and would take a bundle back from ready to running. There
+is always one but for the moment that a run gets to end in, since its bundle manager stands still
+while it tries to reach a worker (1 s), and then gives the bundle to another.
 """
 
 from __future__ import annotations
@@ -37,6 +42,9 @@ WAIT_SECONDS = 25.0
 SOON_SECONDS = 0.03
 """News that nobody waits for (an acknowledgement, a run that began) wait so long for company: most
 often for the end of a short run."""
+CODALAB_SOON_SECONDS = 0.7
+"""The same for a CodaLab server: a run that ends meanwhile need not wait for the reply to its
+beginning. Less than the second for which the bundle manager tries to reach a worker."""
 LANES = 2
 HELD_SECONDS = 0.2
 """A check-in that was answered faster than this, with nothing, was not held."""
@@ -60,7 +68,7 @@ class News(Enum):
     """What there was in a reply."""
 
     NONE = "nothing new"
-    RUN = "a run"
+    RUN = "a run begins, or is to end"
     OTHER = "something else"
 
 
@@ -89,6 +97,9 @@ class Speaker(Protocol):
 
     def confirmed(self, states: dict[str, str]) -> None:
         """The server has answered a check-in that said this."""
+
+    def listened(self) -> None:
+        """No check-in is under way, and all that came was received: a moment to leave at."""
 
     def troubled(self, trouble: Trouble, error: BundlesError) -> None:
         """A check-in failed; it is tried again unless the speaker ends it."""
@@ -130,13 +141,21 @@ class Reporter:
         """Whether the server sends several messages a reply and wants them acknowledged."""
         return "batch" in self._client.features
 
+    @property
+    def may_stop_listening(self) -> bool:
+        """Whether no message is lost by that: a CodaLab server sends none a second time."""
+        return self.is_batch or not self._flights
+
     def now(self) -> None:
         """There is news that someone waits for."""
         self._want(0.0)
 
     def soon(self) -> None:
         """There is news that has time."""
-        self._want(SOON_SECONDS)
+        self._want(self._soon_seconds())
+
+    def _soon_seconds(self) -> float:
+        return SOON_SECONDS if self.is_batch else CODALAB_SOON_SECONDS
 
     def refresh(self) -> None:
         """Report figures, unless a report went out lately."""
@@ -212,15 +231,16 @@ class Reporter:
             return
         if self._flights:
             if self._to_acknowledge:
-                self._want(SOON_SECONDS)
+                self._want(self._soon_seconds())
             self._consider()
             return
+        self._speaker.listened()
+        if self._is_closed:
+            return
         was_held = self._loop.clock() - flight.sent > HELD_SECONDS
-        if not self.is_batch:
-            pause = self._frequency_seconds
-        elif news is News.RUN:
+        if news is News.RUN:
             # It is likely to have news itself before long; nothing else is worth the wait.
-            pause = SOON_SECONDS
+            pause = self._soon_seconds()
         elif news is News.OTHER or was_held or flight.sequence == 1:
             pause = 0.0
         else:
@@ -242,7 +262,7 @@ class Reporter:
             except Exception as error:
                 # One message must not keep the others, nor the next check-in, from coming.
                 self._speaker.stumbled(error)
-            if isinstance(document, Mapping) and document.get("type") == "run":
+            if isinstance(document, Mapping) and document.get("type") in ("run", "kill"):
                 news = News.RUN
             elif news is News.NONE:
                 news = News.OTHER

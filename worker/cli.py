@@ -282,8 +282,6 @@ def _settings(options: dict[str, Any]) -> Settings:
     memory_bytes = total_memory_bytes()
     if options["max_memory"] is not None:
         memory_bytes = min(memory_bytes, options["max_memory"])
-    if options["tag_exclusive"] and not options["tag"]:
-        raise UsageError("--tag-exclusive says nothing without --tag")
     return Settings(
         worker_id=options["worker_id"],
         work_directory=Path(os.path.realpath(options["work_dir"])),
@@ -292,7 +290,7 @@ def _settings(options: dict[str, Any]) -> Settings:
         max_work_dir_bytes=options["max_work_dir_size"],
         checkin_frequency_seconds=options["checkin_frequency_seconds"],
         tag=options["tag"],
-        tag_exclusive=options["tag_exclusive"],
+        tag_exclusive=options["tag_exclusive"] and options["tag"] is not None,
         group=options["group"],
         preemptible=options["preemptible"],
         exit_when_idle=options["exit_when_idle"],

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import logging
 import os
-import posixpath
 import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bundles.archive import check_path, is_inside
 from bundles.client import Client
 from bundles.errors import BundlesError, UsageError
 from bundles.exits import WorkerExit
@@ -27,7 +25,8 @@ from worker import records
 from worker.checkin import Reporter, Trouble
 from worker.dependencies import Cache, DependencyFailed, Key
 from worker.devices import Share, assign
-from worker.limits import Usage, disk_exceeded, memory_exceeded, out_of_memory, time_exceeded
+from worker.held import Held
+from worker.limits import disk_exceeded, out_of_memory
 from worker.links import place_links, remove_links
 from worker.loop import Loop, Outcome, Pool, Timer
 from worker.messages import (
@@ -41,8 +40,7 @@ from worker.messages import (
     WriteMessage,
     read_message,
 )
-from worker.netcat import talk
-from worker.reads import Answer, answer, refusal
+from worker.report import describe_run
 from worker.runtimes.base import (
     Attachment,
     CannotStart,
@@ -77,19 +75,13 @@ from worker.stages import (
 )
 from worker.trees import measure_tree, remove_tree
 from worker.uploads import Cancelled, upload
+from worker.visits import Visits
+from worker.watch import Watch
 
 log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 0.5
 """Between asking the processes of a run to end, and ending them."""
-FIRST_MEASURE_SECONDS = 0.25
-MEASURE_SECONDS = 1.0
-MEASURE_SHARE = 20
-"""Of the time, at most one part in so many goes into measuring."""
-FIRST_DISK_SECONDS = 0.5
-DISK_SECONDS = 1.0
-UNLIMITED_DISK_SECONDS = 5.0
-DISK_SHARE = 10
 
 START_PATIENCE_SECONDS = 60.0
 """How long a worker without runs waits for a server at its start."""
@@ -102,38 +94,6 @@ GIVE_BACK_SECONDS = 15.0
 CHECKOUT_SECONDS = 5.0
 
 RuntimeFactory = Callable[[Loop, Ended], Runtime]
-
-
-@dataclass
-class Held:
-    """A run, and what of it is in memory alone."""
-
-    run: Run
-    place: Path
-    status: str = ""
-    is_equipped: bool = False
-    """The runtime has what it needs for it (worker.runtimes.base.Runtime.prepare)."""
-    are_links_placed: bool = False
-    is_prepared: bool = False
-    waits_for: dict[Key, Callable[[Path | DependencyFailed], None]] = field(default_factory=dict)
-    contents: dict[Key, Path] = field(default_factory=dict)
-    cancelled: threading.Event = field(default_factory=threading.Event)
-    attempt: int = 0
-    """Grows when what threads do for the run is no longer waited for."""
-    timers: list[Timer] = field(default_factory=list)
-    usage: Usage = field(default_factory=Usage)
-    disk_bytes: int | None = None
-    is_forced: bool = False
-    has_spawned: bool = False
-    faults: int = 0
-
-    @property
-    def directory(self) -> Path:
-        return self.place / "files"
-
-    @property
-    def share(self) -> Share:
-        return Share(self.run.cpus, self.run.gpus)
 
 
 class Worker:
@@ -157,12 +117,12 @@ class Worker:
         self._runs_started = 0
         self._idle_since = loop.clock()
         self._idle_timer: Timer | None = None
-        self._measuring: Timer | None = None
         self._refreshing: Timer | None = None
         self._is_started = False
         self._is_terminating = False
         self._is_idle_at_end = False
         self._is_leaving = False
+        self._asked_to_start = 0
         self._exit = WorkerExit.FAILED
         self._concerned: Held | None = None
         settings.runs_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -176,7 +136,9 @@ class Worker:
         )
         self._chores = Pool(loop, "chores", 4)
         self._uploads = Pool(loop, "uploads", 8)
-        self._reads = Pool(loop, "reads", 4)
+        self._requests = Pool(loop, "requests", 2)
+        self._visits = Visits(client, loop, settings.worker_id, self._runtime.address)
+        self._watch = Watch(loop, self._runtime, self._chores, self._exceeded, now=now)
         self._reporter = Reporter(
             client,
             loop,
@@ -230,7 +192,7 @@ class Worker:
                 held.has_spawned = True
                 found = self._runtime.attach(self._job(held), run.process)
                 if found is Attachment.ALIVE:
-                    self._watch_limits(held)
+                    self._began(held)
                     if run.stopping:
                         self._stop(held)
             case Stage.CLEANING_UP:
@@ -268,9 +230,9 @@ class Worker:
 
     def _left_stage(self, held: Held) -> None:
         held.status = ""
-        for timer in held.timers:
-            timer.cancel()
-        held.timers.clear()
+        held.cancel_timers()
+        if not held.is_running:
+            self._watch.end(held)
 
     def _carry_out(self, held: Held, effect: Effect) -> None:
         match effect:
@@ -434,7 +396,7 @@ class Worker:
         held.run = run
         self._left_stage(held)
         self._runtime.release(run.key)
-        self._watch_limits(held)
+        self._began(held)
         self._reporter.soon()
 
     def _job(self, held: Held, share: Share | None = None) -> Job:
@@ -457,24 +419,12 @@ class Worker:
 
     # Running
 
-    def _watch_limits(self, held: Held) -> None:
-        run = held.run
-        started = run.times[Stage.RUNNING][0]
-        if run.resources.time_seconds > 0:
-            left = started + run.resources.time_seconds - self._now()
-            held.timers.append(
-                self._loop.call_later(max(0.0, left), partial(self._check_time, held))
-            )
-        self._measure_disk_later(held, FIRST_DISK_SECONDS)
-        if self._measuring is None:
-            self._measuring = self._loop.call_later(FIRST_MEASURE_SECONDS, self._measure)
+    def _began(self, held: Held) -> None:
+        self._watch.begin(held)
         if self._refreshing is None:
             self._refreshing = self._loop.call_later(
                 self._settings.checkin_frequency_seconds, self._refresh
             )
-
-    def _running(self) -> list[Held]:
-        return [held for held in self._held.values() if held.run.stage is Stage.RUNNING]
 
     def _refresh(self) -> None:
         """Figures of what runs, while anything does."""
@@ -485,64 +435,6 @@ class Worker:
             )
             self._reporter.refresh()
 
-    def _check_time(self, held: Held) -> None:
-        if held.run.stage is not Stage.RUNNING:
-            return
-        elapsed = self._now() - held.run.times[Stage.RUNNING][0]
-        sentence = time_exceeded(held.run.resources, elapsed)
-        if sentence is not None:
-            self._apply(held, LimitExceeded(sentence))
-        else:  # the wall clock was set back meanwhile
-            left = held.run.resources.time_seconds - elapsed
-            held.timers.append(
-                self._loop.call_later(max(0.01, left), partial(self._check_time, held))
-            )
-
-    def _measure(self) -> None:
-        self._measuring = None
-        running = self._running()
-        if not running:
-            return
-        before = self._loop.clock()
-        usages = self._runtime.measure()
-        for held in running:
-            usage = usages.get(held.run.key)
-            if usage is None:
-                continue
-            held.usage = usage
-            if memory_exceeded(held.run.resources, usage.memory_bytes) and not held.run.stopping:
-                memory_bytes = self._runtime.confirm_memory(held.run.key)
-                held.usage = replace(usage, memory_bytes=memory_bytes)
-                sentence = memory_exceeded(held.run.resources, memory_bytes)
-                if sentence is not None:
-                    held.is_forced = True  # by the time it had cleaned up, the machine may be out
-                    self._apply(held, LimitExceeded(sentence))
-        cost = self._loop.clock() - before
-        self._measuring = self._loop.call_later(
-            max(MEASURE_SECONDS, MEASURE_SHARE * cost), self._measure
-        )
-
-    def _measure_disk_later(self, held: Held, seconds: float) -> None:
-        held.timers.append(self._loop.call_later(seconds, partial(self._measure_disk, held)))
-
-    def _measure_disk(self, held: Held) -> None:
-        before = self._loop.clock()
-
-        def done(outcome: Outcome[tuple[int, int]]) -> None:
-            if held.run.stage is not Stage.RUNNING or outcome.error is not None:
-                return
-            held.disk_bytes, _ = outcome.value
-            sentence = disk_exceeded(held.run.resources, held.disk_bytes)
-            if sentence is not None:
-                self._apply(held, LimitExceeded(sentence))
-            least = DISK_SECONDS if held.run.resources.disk_bytes else UNLIMITED_DISK_SECONDS
-            cost = self._loop.clock() - before
-            held.timers = [timer for timer in held.timers if timer.callback is not None]
-            self._measure_disk_later(held, max(least, DISK_SHARE * cost))
-
-        if held.run.stage is Stage.RUNNING:
-            self._chores.submit(partial(measure_tree, held.directory), done)
-
     def _stop(self, held: Held) -> None:
         key = held.run.key
         if held.is_forced:
@@ -552,6 +444,9 @@ class Worker:
         held.timers.append(
             self._loop.call_later(GRACE_SECONDS, partial(self._runtime.stop, key, force=True))
         )
+
+    def _exceeded(self, held: Held, sentence: str) -> None:
+        self._apply(held, LimitExceeded(sentence))
 
     def _ended(self, key: str, end: End) -> None:
         """The runtime says that a command has ended."""
@@ -571,7 +466,7 @@ class Worker:
             self._apply(held, HeldBack())
         else:
             assert isinstance(end.how, int)
-            total = self._now() - held.run.times[Stage.RUNNING][0]
+            total = self._now() - held.started
             user = max(end.user_seconds, held.usage.user_seconds)
             system = max(end.system_seconds, held.usage.system_seconds)
             reason = out_of_memory(held.run.resources) if end.is_out_of_memory else None
@@ -608,7 +503,6 @@ class Worker:
         attempt = held.attempt
         run = held.run
         metadata = run.bundle.get("metadata") or {}
-        held.status = "Uploading results"
 
         def done(outcome: Outcome[Event]) -> None:
             if held.attempt != attempt or isinstance(outcome.error, Cancelled):
@@ -649,7 +543,16 @@ class Worker:
                 other = newest.get(held.run.uuid)
                 if other is None or (other.run.claim or 0) < (held.run.claim or 0):
                     newest[held.run.uuid] = held
-        runs = [self._describe_run(held) for held in newest.values()]
+        runs = [
+            describe_run(
+                held,
+                worker_id=settings.worker_id,
+                fetching=self._fetching(held),
+                now=self._now(),
+                every_stage=not self._reporter.is_batch,
+            )
+            for held in newest.values()
+        ]
         remaining = 999_999_999
         if settings.exit_after_num_runs is not None:
             remaining = max(0, settings.exit_after_num_runs - self._runs_started)
@@ -666,63 +569,17 @@ class Worker:
             "shared_file_system": False,
             "tag_exclusive": settings.tag_exclusive,
             "exit_after_num_runs": remaining,
-            "is_terminating": self._is_terminating,
+            "is_terminating": self._is_terminating or self._is_leaving,
             "preemptible": settings.preemptible,
         }
         states = {held.run.key: str(held.run.stage) for held in newest.values()}
         return document, states
 
-    def _describe_run(self, held: Held) -> dict[str, Any]:
-        run = held.run
-        total, user, system = run.seconds
-        if run.stage is Stage.RUNNING:
-            total = self._now() - run.times[Stage.RUNNING][0]
-            user, system = held.usage.user_seconds, held.usage.system_seconds
-        limit = run.resources.memory_bytes
-        document: dict[str, Any] = {
-            "uuid": run.uuid,
-            "run_status": held.status or self._status(held),
-            "bundle_start_time": run.accepted,
-            "container_time_total": total,
-            "container_time_user": user,
-            "container_time_system": system,
-            "docker_image": (run.process or {}).get("image"),
-            "state": REPORTED_STATES[run.stage],
-            "remote": self._settings.worker_id,
-            "exitcode": run.exitcode,
-            "failure_message": run.failure_message,
-            "bundle_profile_stats": {
-                f"RUN_STAGE.{name}": {
-                    "start": start,
-                    "end": end,
-                    "elapsed": (end if end is not None else self._now()) - start,
-                }
-                for name, (start, end) in run.times.items()
-            },
-            "cpu_usage": held.usage.cpus,
-            "memory_usage": held.usage.memory_bytes / limit if limit else 0.0,
-            "disk_utilization": held.disk_bytes or 0,
-        }
-        if run.claim is not None:
-            document["claim"] = run.claim
-        return document
-
-    def _status(self, held: Held) -> str:
-        match held.run.stage:
-            case Stage.PREPARING:
-                for key in held.waits_for:
-                    fetch = self._cache.fetches.get(key)
-                    if fetch is not None:
-                        return str(fetch)
-                return self._runtime.status(held.run.key) or "Preparing"
-            case Stage.RUNNING:
-                return "Stopping" if held.run.stopping else "Running"
-            case Stage.CLEANING_UP:
-                return "Cleaning up"
-            case Stage.FINALIZING:
-                return "Finalizing"
-            case _:
-                return ""
+    def _fetching(self, held: Held) -> str | None:
+        fetches = [self._cache.fetches[k] for k in held.waits_for if k in self._cache.fetches]
+        if fetches:
+            return str(fetches[0])
+        return self._runtime.status(held.run.key) or None
 
     def receive(self, document: Any) -> None:
         """See worker.checkin.Speaker. Raises OSError when the effect cannot be on disk now."""
@@ -753,9 +610,9 @@ class Worker:
                     self._apply(held, Revoked())
             case WriteMessage():
                 if held is not None:
-                    self._write(held, message)
+                    self._visits.write(held, message)
             case ReadMessage() | NetcatMessage():
-                self._answer(held, message)
+                self._visits.answer(held, message)
 
     def _find(self, uuid: str, claim: int | None) -> Held | None:
         if claim is not None:
@@ -772,13 +629,18 @@ class Worker:
         """A server without claims wants to be asked whether the run is still ours."""
 
         def done(outcome: Outcome[bool]) -> None:
+            self._asked_to_start -= 1
             if isinstance(outcome.error, BundlesError):
                 log.warning("%s is not started: %s", message.uuid, outcome.error)
             elif outcome.value:
                 self._accept(message)
-                self._reporter.now()
+                self._reporter.soon()
+                if self._is_terminating:
+                    self._let_go()
+            self._consider_leaving()
 
-        self._reads.submit(
+        self._asked_to_start += 1
+        self._requests.submit(
             partial(
                 self._client.start_bundle,
                 self._settings.worker_id,
@@ -789,53 +651,23 @@ class Worker:
             done,
         )
 
-    def _write(self, held: Held, message: WriteMessage) -> None:
-        try:
-            write_file(held.directory, held.run.bundle, message.subpath, message.text)
-        except (OSError, UsageError) as error:
-            log.warning("nothing is written to %s of %s: %s", message.subpath, message.uuid, error)
-
-    def _answer(self, held: Held | None, message: ReadMessage | NetcatMessage) -> None:
-        directory = held.directory if held is not None else None
-        key = held.run.key if held is not None else ""
-
-        def job() -> None:
-            if directory is None:
-                found = refusal(500, "Bundle no longer running")
-            elif isinstance(message, ReadMessage):
-                found = answer(directory, message.uuid, message.path, message.arguments)
-            else:
-                try:
-                    found = Answer(
-                        content=talk(self._runtime.address(key), message.port, message.text)
-                    )
-                except (OSError, OverflowError) as error:
-                    found = refusal(500, f"nothing listens on port {message.port}: {error}")
-            worker_id = self._settings.worker_id
-            if found.document is not None:
-                self._client.reply(worker_id, message.socket_id, found.document)
-            else:
-                self._client.reply_data(worker_id, message.socket_id, {}, found.content)
-
-        def done(outcome: Outcome[None]) -> None:
-            if isinstance(outcome.error, BundlesError | OSError):
-                log.info("an answer was not taken: %s", outcome.error)
-            elif outcome.error is not None:
-                raise outcome.error
-
-        self._reads.submit(job, done)
-
     def confirmed(self, states: Mapping[str, str]) -> None:
         """See worker.checkin.Speaker."""
         if not self._is_started:
             self._is_started = True
             log.info("Worker started!")
-            self._consider_leaving()
+            if self._reporter.is_batch:
+                self._consider_leaving()
         if not self._reporter.is_batch:
+            # The same reply may bring a run: whether to leave is considered after that.
             for key, stage in states.items():
                 held = self._held.get(key)
                 if held is not None and stage == held.run.stage == Stage.RESTAGED:
                     self._apply(held, Finalized())
+
+    def listened(self) -> None:
+        """See worker.checkin.Speaker."""
+        self._consider_leaving()
 
     def troubled(self, trouble: Trouble, error: BundlesError) -> None:
         """See worker.checkin.Speaker."""
@@ -869,7 +701,12 @@ class Worker:
         if all(held.run.stage is Stage.FINISHED for held in self._held.values()):
             self._is_idle_at_end = True
             self._consider_leaving()  # or once the last one is removed
-        elif self._settings.pass_down_termination:
+        else:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Give the runs back, or leave them as they are, as the options say, and leave."""
+        if self._settings.pass_down_termination:
             log.info("giving %d runs back", len(self._held))
             for held in list(self._held.values()):
                 self._apply(held, GiveBack())
@@ -907,7 +744,7 @@ class Worker:
             self._idle_timer = None
 
     def _consider_leaving(self) -> None:
-        if self._held:
+        if self._held or self._asked_to_start:
             return
         if self._is_leaving:
             if self._exit is WorkerExit.REPLACED:
@@ -923,7 +760,8 @@ class Worker:
             settings.exit_after_num_runs is not None
             and self._runs_started >= settings.exit_after_num_runs
         ):
-            self._check_out("it ran as many bundles as it should", WorkerExit.FINISHED)
+            if self._reporter.may_stop_listening:
+                self._check_out("it ran as many bundles as it should", WorkerExit.FINISHED)
             return
         if not settings.exit_when_idle or not self._is_started:
             return
@@ -934,7 +772,8 @@ class Worker:
             # A server that comes back may have work, and wants to hear that we leave.
             needed = max(needed, since - self._idle_since + IDLE_AWAY_SECONDS)
         if idle >= needed:
-            self._check_out("idle", WorkerExit.FINISHED)
+            if self._reporter.may_stop_listening:
+                self._check_out("idle", WorkerExit.FINISHED)
             return
         self._note_work()
         self._idle_timer = self._loop.call_later(needed - idle, self._consider_leaving)
@@ -944,11 +783,12 @@ class Worker:
         if self._is_leaving:
             return
         self._is_leaving = True
-        self._reporter.close()
         log.info("leaving: %s", reason)
         if "checkout" not in self._client.features:
-            self._finish(code)
+            # A CodaLab server gives no more bundles to a worker that says it terminates.
+            self._say_last_words(code)
             return
+        self._reporter.close()
         session = self._reporter.session
 
         def done(outcome: Outcome[list[str]]) -> None:
@@ -956,7 +796,7 @@ class Worker:
                 log.warning("the server does not know that this worker left: %s", outcome.error)
             self._finish(code)
 
-        self._reads.submit(
+        self._requests.submit(
             partial(self._client.checkout, self._settings.worker_id, session, reason), done
         )
         self._loop.call_later(CHECKOUT_SECONDS, partial(self._finish, code))
@@ -989,23 +829,6 @@ class Worker:
                 self._apply(held, NotStarted(reason))
         except Exception:
             log.exception("and it cannot be failed either")
-
-
-def write_file(directory: Path, bundle: Mapping[str, Any], subpath: str, text: str) -> None:
-    """Write a file of a running bundle, but none of a dependency. Raises UsageError, OSError."""
-    path = posixpath.normpath(check_path(subpath))
-    for dependency in bundle.get("dependencies") or ():
-        child = posixpath.normpath(dependency["child_path"])
-        if path == child or path.startswith(child + "/"):
-            raise UsageError("it is a dependency")
-    target = directory / path
-    if path == "." or not is_inside(directory, target.parent):
-        raise UsageError("it leads out of the bundle")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    descriptor = os.open(target, flags, 0o644)
-    with open(descriptor, "w") as file:
-        file.write(text)
 
 
 def _free_bytes(directory: Path) -> int:

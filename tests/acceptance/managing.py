@@ -139,19 +139,25 @@ class Managers:
         for process in self._running:
             process.kill()
             process.wait()
-        while left := self._left():
-            for process in left:  # scripts come first, which would start their worker again
-                with suppress(psutil.Error):
-                    process.kill()
-            psutil.wait_procs(left, timeout=PATIENCE_SECONDS)
+        kill_jobs(self.jobs_directory)
 
-    def _left(self) -> list[psutil.Process]:
-        """Every living process of this home's jobs, and what descends from it, eldest first."""
-        left: list[psutil.Process] = []
-        for process in psutil.process_iter(["cmdline", "status"]):
-            words = process.info["cmdline"] or []
-            alive = process.info["status"] != psutil.STATUS_ZOMBIE
-            if alive and any(word.startswith(str(self.jobs_directory)) for word in words):
-                with suppress(psutil.Error):
-                    left += [process, *process.children(recursive=True)]
-        return left
+
+def kill_jobs(directory: Path) -> None:
+    """End every process of the jobs under a directory, whatever it is about to do."""
+    while left := _jobs_processes(directory):
+        for process in left:  # scripts come first, which would start their worker again
+            with suppress(psutil.Error):
+                process.kill()
+        psutil.wait_procs(left, timeout=PATIENCE_SECONDS)
+
+
+def _jobs_processes(directory: Path) -> list[psutil.Process]:
+    """Every living process that names the directory, and what descends from it, eldest first."""
+    found: list[psutil.Process] = []
+    for process in psutil.process_iter(["cmdline", "status"]):
+        words = process.info["cmdline"] or []
+        alive = process.info["status"] != psutil.STATUS_ZOMBIE
+        if alive and any(word.startswith(f"{directory}/") for word in words):
+            with suppress(psutil.Error):
+                found += [process, *process.children(recursive=True)]
+    return found

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from managing import kill_jobs
 
 from backends.base import (
     Context,
@@ -52,13 +53,8 @@ def clock() -> Clock:
 @pytest.fixture
 def backend(tmp_path: Path, clock: Clock) -> Iterator[LocalProcess]:
     yield make(tmp_path, clock=clock)
-    for process in psutil.process_iter(["cmdline"]):
-        if any(word.startswith(str(tmp_path)) for word in process.info["cmdline"] or []):
-            for child in process.children(recursive=True):
-                child.kill()
-            process.kill()
-    with_children = psutil.Process().children()
-    psutil.wait_procs(with_children, timeout=PATIENCE_SECONDS)
+    kill_jobs(tmp_path)
+    psutil.wait_procs(psutil.Process().children(), timeout=PATIENCE_SECONDS)
 
 
 def make(tmp_path: Path, pool: str = "p", clock: Callable[[], float] = time.time) -> LocalProcess:
@@ -128,6 +124,14 @@ def test_ending_a_job_lets_the_worker_finish_and_tells_its_exit_code(
     assert backend.terminate([job.id]) == {job.id: None}
     eventually(has_ended(backend, job))
     assert listed(backend, job).exit_code == 7
+
+
+def test_a_job_that_is_ended_while_it_starts_ends(backend: LocalProcess, tmp_path: Path) -> None:
+    for sequence in range(20):
+        job = launch(backend, LONG, sequence)
+        script_process(tmp_path, job)
+        assert backend.terminate([job.id]) == {job.id: None}
+        eventually(has_ended(backend, job))
 
 
 def test_ending_what_is_gone_is_success(backend: LocalProcess) -> None:

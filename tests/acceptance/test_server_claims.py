@@ -121,6 +121,39 @@ def test_results_of_an_old_claim_are_refused_and_the_run_is_revoked(client: Clie
         new.upload(second, stdout="twice")
 
 
+def test_an_old_claim_of_the_same_worker_counts_no_more_than_another_workers(
+    client: Client,
+) -> None:
+    uuid = run(client)
+    worker = WireWorker(client)
+    first = worker.take()
+    [second] = [told for told in worker.say(wait_seconds=10) if told["type"] == "run"]
+    assert (first["claim"], second["claim"]) == (1, 2)
+    replies = worker.say(worker.run(first, "finalizing", exitcode=1), acknowledged=[])
+    assert ("revoke", 1) in [(told["type"], told["claim"]) for told in replies]
+    assert client.bundle(uuid).state == "starting"
+    worker.say(worker.run(second, "running"), acknowledged=[*replies, second])
+    worker.finish(second)
+    assert client.bundle(uuid).state == "ready"
+
+
+def test_what_was_uploaded_for_a_run_that_is_staged_again_is_gone(
+    server: Server, client: Client
+) -> None:
+    uuid = run(client)
+    worker = WireWorker(client)
+    message = worker.take()
+    worker.upload(message, stdout="half")
+    with client.download(uuid, "stdout") as download:
+        assert b"".join(download.chunks()) == b"half"
+    worker.leave()
+    with pytest.raises(NotFound):
+        client.contents_info(uuid, "stdout")
+    server.stop()  # which waits for what goes on in the background
+    assert list((server.home.path / "contents").glob("??/*")) == []
+    server.start()
+
+
 def test_the_end_that_is_reported_twice_is_answered_twice(client: Client) -> None:
     uuid = run(client)
     worker = WireWorker(client)

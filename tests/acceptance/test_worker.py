@@ -547,7 +547,6 @@ def test_bad_credentials_and_a_server_that_is_not_there_have_their_own_exit_code
         (["--cpuset", "4000"], "there is no cpu 4000"),
         (["--tag", "a b"], "letters, digits and hyphens"),
         (["--idle-seconds", "-5"], "is not in the range"),
-        (["--tag-exclusive"], "--tag-exclusive says nothing without --tag"),
         (["--password-file", "/nonexistent"], "cannot be read"),
     ],
 )

@@ -302,12 +302,14 @@ def test_a_process_id_that_is_anothers_by_now_is_left_alone(
     path = worker.work_directory / "workers/w1/runs" / f"{uuid}-1" / "run.json"
     record = orjson.loads(path.read_bytes())
     with subprocess.Popen(["sleep", "1000"], start_new_session=True) as foreign:
-        record["process"]["pid"] = foreign.pid
-        path.write_bytes(orjson.dumps(record))
-        worker.start()
-        script.until_state(uuid, "staged")
-        assert foreign.poll() is None
-        foreign.kill()
+        try:
+            record["process"]["pid"] = foreign.pid
+            path.write_bytes(orjson.dumps(record))
+            worker.start()
+            script.until_state(uuid, "staged")
+            assert foreign.poll() is None
+        finally:
+            foreign.kill()
 
 
 @pytest.fixture

@@ -122,6 +122,8 @@ class CodalabServer:
     def _stop(self, name: str, number: int) -> None:
         """The program with its children: gunicorn's would outlive it."""
         process = self._running.pop(name)
+        if process.poll() is not None:
+            return
         os.killpg(process.pid, number)
         try:
             process.wait(timeout=STOP_SECONDS)

@@ -24,6 +24,55 @@ IMAGE = "localhost/base:1"
 TOOLS = ("bash", "cat", "env", "head", "ls", "mkdir", "rm", "sleep", "true", "wc")
 
 
+class Registry:
+    """Debian's `docker-registry` on a loopback port, empty, until ``stop``. ``at`` is its name in
+    references: `127.0.0.1:PORT`."""
+
+    def __init__(self) -> None:
+        self._directory = Path(tempfile.mkdtemp(prefix="registry-"))
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port: int = probe.getsockname()[1]
+        self.at = f"127.0.0.1:{self.port}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """The same contents at the same port, every time."""
+        configuration = self._directory / "registry.yml"
+        configuration.write_text(
+            f"version: 0.1\nlog: {{level: error}}\n"
+            f"storage: {{filesystem: {{rootdirectory: {self._directory}/data}}}}\n"
+            f"http: {{addr: '{self.at}'}}\n"
+        )
+        with (self._directory / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                ["docker-registry", "serve", str(configuration)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        deadline = time.monotonic() + START_SECONDS
+        while not self._answers():
+            assert self._process.poll() is None, (self._directory / "log").read_text()
+            assert time.monotonic() < deadline, "the registry does not answer"
+            time.sleep(0.02)
+
+    def _answers(self) -> bool:
+        with socket.socket() as connection:
+            connection.settimeout(1.0)
+            return connection.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def halt(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def stop(self) -> None:
+        self.halt()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+
 class DockerEngine:
     """`dockerd`, from ``start`` to ``stop``. ``env`` makes every Docker client find it."""
 
@@ -34,7 +83,7 @@ class DockerEngine:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        with (self.directory / "log").open("wb") as log:
+        with (self.directory / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 [
                     *("dockerd", "--host", f"unix://{self.socket}"),
@@ -86,6 +135,23 @@ class DockerEngine:
     def import_base(self) -> None:
         """The image ``IMAGE``: a shell and a few tools, made of this machine's own files."""
         self.command("import", "-", IMAGE, content=_base_archive())
+
+    def import_files(self, reference: str, files: dict[str, bytes]) -> None:
+        """An image of these files and nothing else."""
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w") as archive:
+            for name, content in files.items():
+                entry = tarfile.TarInfo(name)
+                entry.size, entry.mode = len(content), 0o755
+                archive.addfile(entry, io.BytesIO(content))
+        self.command("import", "-", reference, content=buffer.getvalue())
+
+    def kill(self) -> None:
+        """SIGKILL: what ran in it is left to what comes after; ``start`` brings it back."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+        self._process = None
 
     def stop(self) -> None:
         if self._process is not None:

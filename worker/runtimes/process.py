@@ -106,6 +106,8 @@ class ProcessRuntime:
         self._user = _user_name()
         self._can_guard = os.geteuid() == 0 and _can_make_mounts()
         _become_subreaper()
+        # What our parent had started before it became us (`watchdog & exec bundle-worker`).
+        self._foreign = frozenset(proc.children_of(os.getpid()))
         loop.on_signal(signal.SIGCHLD, self._reap)
 
     # Start
@@ -279,15 +281,16 @@ class ProcessRuntime:
         if command is not None and command.is_child:
             with self._lock:
                 children = set(proc.children_of(os.getpid()))
-                children -= {c.pid for c in self._commands.values()}
+                children -= {c.pid for c in self._commands.values()} | self._foreign
                 if not children:
                     return {}
                 processes = proc.read_all()
-                is_only = all(c.has_ended for c in self._commands.values())
+                # To process 1 everybody's orphans come, not only those of runs.
+                is_ours = os.getpid() != 1 and all(c.has_ended for c in self._commands.values())
         else:
             processes = proc.read_all()
             children = set(processes)
-            is_only = False
+            is_ours = False
         found = set()
         for pid in children:
             stat = processes.get(pid)
@@ -297,8 +300,8 @@ class ProcessRuntime:
                 (command is not None and command.was_seen and stat.session == command.pid)
                 or (command is not None and (pid, stat.started) in command.known)
                 or proc.has_variable(pid, mark)
-                # It hides whose it is; but then nobody else can have left it.
-                or (is_only and not proc.has_variable(pid, f"{RUN_VARIABLE}=".encode()))
+                # It hides whose it is; but only runs leave orphans here, and no other one runs.
+                or (is_ours and not proc.has_variable(pid, f"{RUN_VARIABLE}=".encode()))
             ):
                 found.add(pid)
         found = proc.descendants(found, processes)

@@ -65,6 +65,9 @@ class Listener:
     def confirmed(self, states: dict[str, str]) -> None:
         pass
 
+    def listened(self) -> None:
+        pass
+
     def troubled(self, trouble: Trouble, error: BundlesError) -> None:
         self.troubles.append(trouble)
 
@@ -197,4 +200,19 @@ def test_a_codalab_server_gets_one_at_a_time() -> None:
     assert len(talk.wire.sent) == 1
     talk.wire.answer(0, [])
     talk.wire.until_sent(2)
+    talk.close()
+
+
+def test_a_codalab_server_is_told_the_end_of_a_short_run_with_its_beginning() -> None:
+    talk = Conversation()
+    talk.do(talk.reporter.now)
+    talk.wire.until_sent(1)
+    talk.wire.answer(0, [{"type": "run"}])
+    while not talk.listener.heard:
+        talk.do(lambda: None)
+    talk.do(talk.reporter.soon)
+    talk.listener.state = "finalizing"
+    talk.do(talk.reporter.now)
+    talk.wire.until_sent(2)
+    assert talk.wire.sent[1]["state"] == "finalizing"
     talk.close()

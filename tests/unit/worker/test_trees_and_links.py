@@ -8,7 +8,7 @@ import pytest
 from bundles.errors import UsageError
 from worker.links import place_links, remove_links
 from worker.trees import make_read_only, measure_tree, remove_tree
-from worker.worker import write_file
+from worker.visits import write_file
 
 
 @pytest.fixture
