@@ -122,8 +122,13 @@ class Images:
             self._in_use[image.id] = left
         else:
             self._in_use.pop(image.id, None)
-            if self._max_cache_bytes is not None and image.id in self._marked:
-                self._pool.submit(self._prune, self._noted)
+            self.tidy()
+
+    def tidy(self) -> None:
+        """Something that used an image is gone: make room, if there is too little. From any
+        thread."""
+        if self._max_cache_bytes is not None and not self._closed.is_set():
+            self._pool.submit(self._prune, self._noted)
 
     def status(self, reference: str) -> str:
         """What is done for a request, for a person."""

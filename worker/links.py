@@ -15,6 +15,8 @@ from pathlib import Path
 
 from bundles.archive import check_path
 
+OUTPUTS = ("stdout", "stderr")
+
 
 def place_links(
     directory: Path, contents: Mapping[str, Path], shown: Mapping[str, Path] | None = None
@@ -30,6 +32,10 @@ def place_links(
         target.parent.mkdir(parents=True, exist_ok=True)
         content = contents[paths[path]]
         _place(target, content, (shown or contents)[paths[path]])
+    for name in OUTPUTS:
+        # The command's own go there; through a link they would overwrite the dependency's.
+        if (directory / name).is_symlink():
+            (directory / name).unlink()
 
 
 def _depth(path: str) -> int:

@@ -64,7 +64,7 @@ def test_contents_can_be_mounted_at_the_top_and_are_read_only(containers: Contai
         dependencies=[(".", parent)],
     )
     bundle = containers.end(child)
-    assert bundle.state == "ready", bundle.metadata
+    assert bundle.state == "ready", bundle.metadata["failure_message"]
     assert containers.read(child) == "a\nb\nkept\nkept\n"
     containers.leave()
 

@@ -62,6 +62,8 @@ SCRIPT = (
 
 KILLED, TERMINATED, UNKNOWN_EXIT = 137, 143, 255
 """Exit codes that an engine which is going down, or comes up again, gives to what it ended."""
+NO_SHELL = (126, 127)
+"""What PID 1 exits with when it cannot start the shell."""
 ENGINE_PATIENCE_SECONDS = 60.0
 """How long a container that is to be removed waits for an engine that is away."""
 CLOSE_SECONDS = 20.0
@@ -240,10 +242,9 @@ class DockerRuntime:
         return Gone.HELD_BACK
 
     def _refused(self, container: _Container, error: APIError) -> Failed:
-        assert container.image is not None
         with suppress(DockerException, *Unanswered):
             self._remove(container.name)
-        return Failed(explain_start(error, container.image.reference))
+        return Failed(explain_start(error))
 
     def _create(self, container: _Container) -> None:
         job = container.job
@@ -399,6 +400,12 @@ class DockerRuntime:
     def _judge(self, container: _Container, code: int) -> None:
         """Tell an end with an exit code that may be the command's, the engine's or the kernel's."""
         is_out_of_memory = False
+        if code in NO_SHELL and not (container.job.directory / "stdout").exists():
+            # Its first act is to open that. PID 1, which said why, is heard by nobody.
+            image = container.image.reference if container.image else container.job.image
+            failed = Failed(f"The image {image} has no {SHELL}, which is to run the command")
+            self._tell(container, End(failed))
+            return
         with suppress(DockerException, *Unanswered):
             state = self._engine.inspect_container(container.name)["State"]
             is_out_of_memory = bool(state.get("OOMKilled"))
@@ -506,6 +513,7 @@ class DockerRuntime:
             with self._removed:
                 self._removals -= 1
                 self._removed.notify_all()
+            self._images.tidy()
 
     def _remove_patiently(self, name: str) -> None:
         deadline = time.monotonic() + ENGINE_PATIENCE_SECONDS

@@ -96,11 +96,9 @@ def _first_line(text: str) -> str:
     return (lines[0] if lines else "it did not say why")[:500]
 
 
-def explain_start(error: APIError, image: str) -> str:
+def explain_start(error: APIError) -> str:
     """The sentence for a container that the engine would not start."""
     said = explain(error)
     if re.search(r"could not select device driver|nvidia|unresolvable CDI|gpu", said, re.I):
         return f"The engine cannot give it the GPUs that it requests: {said}"
-    if re.search(r"/bin/sh.*(no such file|not found)|executable file.*/bin/sh", said, re.I):
-        return f"The image {image} has no /bin/sh, which is to run the command"
     return f"The container cannot be started: {said}"
