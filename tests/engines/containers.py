@@ -142,7 +142,8 @@ class Containers:
     def leave(self) -> None:
         """Every worker ends when asked to, and nothing of any is left."""
         for worker in self.workers.values():
-            assert worker.stop() == 0, worker.log
+            code = worker.stop()
+            assert code == 0, f"{code}: {worker.log}"
         assert self.left() == []
         for worker in self.workers.values():
             assert [f for f in worker.left_files() if not f.startswith("dependencies/")] == []

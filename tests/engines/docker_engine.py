@@ -152,6 +152,9 @@ class DockerEngine:
         self._process.kill()
         self._process.wait()
         self._process = None
+        # The kernel kills its containerd with it. Where nobody reaps orphans that pid stays taken,
+        # and the next dockerd would wait for it.
+        (self.directory / "exec" / "containerd" / "containerd.pid").unlink(missing_ok=True)
 
     def stop(self) -> None:
         if self._process is not None:

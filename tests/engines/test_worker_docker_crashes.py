@@ -147,6 +147,7 @@ def test_killed_between_its_record_and_the_start_it_starts_the_run_once(
     place = next(worker.work_directory.glob(f"workers/*/runs/{uuid}*/files"))
     eventually((place / "here").exists, "the command runs")
     worker.kill()
+    (place / "here").unlink()
     name = names(docker_engine)[0]
     labels = json.loads(docker_engine.command("inspect", name))[0]["Config"]["Labels"]
     docker_engine.command("rm", "--force", name)
@@ -180,6 +181,12 @@ def test_killed_at_random_every_bundle_ends_once(containers: Containers, seed: i
         pause.wait(chance.uniform(0.3, 1.2))  # where it is killed is for chance to say
         containers.worker().kill()
         containers.start("--cpus", "2")
+    before = containers.worker().log.count("Worker started!")
+    containers.worker().kill()
+    containers.start("--cpus", "2")
+    eventually(
+        lambda: containers.worker().log.count("Worker started!") > before, "the last one works"
+    )
     for number, run in enumerate(runs):
         bundle = containers.end(run)
         assert bundle.state == "ready", bundle.metadata
@@ -197,7 +204,7 @@ def test_an_engine_that_is_killed_and_comes_back_loses_no_bundle(stand: Containe
     eventually((stand.place(waiting) / "here").exists, "the command runs")
     stand.engine.kill()
     during = stand.run("echo during")
-    stand.until(during, "preparing")
+    stand.until(during, "preparing", "running")
     stand.engine.start()
     assert stand.end(during).state == "ready"
     assert stand.read(during) == "during\n"
