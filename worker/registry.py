@@ -58,6 +58,8 @@ def parse_reference(text: str) -> Reference:
         repository = f"library/{repository}"
     if not re.fullmatch(r"[a-z0-9]+([._/-]+[a-z0-9]+)*", repository):
         raise ValueError(f"{text!r} is no name of an image")
+    if not re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9.-]*|\[[0-9a-f:]+\])(:[0-9]+)?", registry):
+        raise ValueError(f"{text!r} is no name of an image")
     if at and not re.fullmatch(r"[a-z0-9]+:[0-9a-f]{32,}", digest):
         raise ValueError(f"{text!r} ends in no digest")
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", tag):

@@ -145,4 +145,6 @@ class Runtime(Protocol):
 
 def mount_name(child_path: str) -> str:
     """The name of a dependency in `dependency_paths`: one level deep, whatever its child path."""
-    return quote(child_path, safe=" ()+,:=@~") if child_path != "." else "%2E"
+    if child_path in (".", ".."):
+        return child_path.replace(".", "%2E")
+    return quote(child_path, safe=" ()+,:=@~")

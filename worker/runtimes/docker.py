@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from docker.errors import APIError, DockerException, NotFound
-from docker.types import DeviceRequest, LogConfig, Ulimit
+from docker.types import DeviceRequest, LogConfig, Mount, Ulimit
 
 from worker.backoff import Backoff
 from worker.images import Image, ImageFailed, Images
@@ -302,12 +302,14 @@ class DockerRuntime:
 
     def _host_config(self, job: Job) -> Any:
         root = self.dependency_paths(job.uuid)
-        mounts = [f"{job.directory}:/{job.uuid}:rw"]
+        # Not in the short form, in which a colon in a path would mean something.
+        mounts = [Mount(f"/{job.uuid}", str(job.directory), type="bind")]
         mounts += [
-            f"{content}:{root}/{mount_name(path)}:ro" for path, content in job.contents.items()
+            Mount(f"{root}/{mount_name(path)}", str(content), type="bind", read_only=True)
+            for path, content in job.contents.items()
         ]
         options: dict[str, Any] = {
-            "binds": mounts,
+            "mounts": mounts,
             "init": True,  # a PID 1 that heeds signals and reaps orphans
             "cap_drop": ["ALL"],
             "security_opt": ["no-new-privileges"],
