@@ -8,6 +8,7 @@ A job is a directory, `<directory>/<launch key>/`, in which a small shell script
     process   the script's line of /proc/PID/stat, written by itself
     exit      the worker's exit code, written by the script
     ending    when the job was asked to end, in seconds since the epoch
+    swept     there once nothing is left of a worker that was killed for good
     log       what the worker printed
     work/     the worker's files, unless the user wants them elsewhere
 
@@ -345,11 +346,30 @@ class LocalProcess:
                 continue
             ended.append(job)
             _shorten(log, above_bytes=LOG_KEPT_BYTES)
+            self._sweep(job)
         ended.sort(key=lambda job: job.ended or 0.0, reverse=True)
         oldest = self._clock() - ENDED_KEPT_SECONDS
         for number, job in enumerate(ended):
             if number >= ENDED_KEPT or (job.ended or 0.0) < oldest:
                 shutil.rmtree(self._directory / job.id, ignore_errors=True)
+
+    def _sweep(self, job: Job) -> None:
+        """End what a worker that died of a signal for good has left running.
+
+        What it runs has a home directory in the job's own place; no one else's process has.
+        """
+        place = self._directory / job.id
+        died = job.exit_code is None or job.exit_code > 128
+        if not died or job.key is None or (place / "swept").exists():
+            return
+        import psutil
+
+        homes = f"{self.work_directory(job.key)}/"
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.environ().get("HOME", "").startswith(homes):
+                    process.kill()
+        _write(place / "swept", "")
 
 
 _LOCK = "hhqqi4x"

@@ -21,6 +21,7 @@ import tenacity
 
 from bundles.codalab import HOME_WORKSHEET, completed
 from bundles.errors import (
+    BundlesError,
     NotAuthenticated,
     NotFound,
     ServerFault,
@@ -412,7 +413,17 @@ class Client:
             document = self._json("GET", "worksheets", params=[("specs", HOME_WORKSHEET)])
             self._worksheet = str(document["data"][0]["id"])
         params.append(("worksheet", self._worksheet))
-        return self._create([completed(bundle) for bundle in bundles], params)
+        try:
+            return self._create([completed(bundle) for bundle in bundles], params)
+        except ServerFault as fault:
+            # What it says of a uuid that there is already.
+            uuids = [str(bundle["uuid"]) for bundle in bundles if "uuid" in bundle]
+            if len(uuids) < len(bundles):
+                raise
+            try:
+                return self.bundles(uuids)
+            except BundlesError:
+                raise fault from None
 
     def _create(
         self, bundles: Sequence[Mapping[str, Any]], params: Sequence[tuple[str, str]]

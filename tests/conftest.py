@@ -56,3 +56,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if os.environ.get("REQUIRE_ENGINES"):
                 raise pytest.UsageError(f"{item.nodeid} needs {name}, which is not installed")
             item.add_marker(pytest.mark.skip(reason=f"needs {name}: run `make engines`"))
+
+
+@pytest.fixture(scope="session")
+def codalab_python() -> Path:
+    """The Python in which CodaLab is installed."""
+    python = find_codalab()
+    assert python is not None
+    return python

@@ -354,7 +354,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except SystemExit as exit_:
         code = exit_.code if isinstance(exit_.code, int) else WorkerExit.FAILED
     except click.ClickException as error:
-        error.show()
+        sentence = " ".join(error.format_message().split())
+        click.echo(f"bundle-worker: {sentence} (see `bundle-worker --help`)", err=True)
         code = WorkerExit.USAGE
     except click.Abort:
         code = WorkerExit.TERMINATED

@@ -20,6 +20,7 @@ from bundles.errors import ServerFault, UsageError
 from bundles.home import Home
 from bundles.server import registry
 from bundles.server.books import Clock
+from bundles.server.connection import Connection
 from bundles.server.database import Database
 from bundles.server.endpoints import bundles, changes, contents, people, workers
 from bundles.server.service import Service
@@ -126,7 +127,7 @@ async def _run(
     try:
         config = uvicorn.Config(
             make_application(service),
-            http="httptools",
+            http=Connection,
             ws="websockets-sansio",
             lifespan="off",
             access_log=False,

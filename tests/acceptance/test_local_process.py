@@ -175,6 +175,29 @@ def test_a_worker_that_is_killed_every_time_is_given_up(
     assert (place(tmp_path, job) / "starts").read_text().count("x") == 10
 
 
+def test_what_a_worker_that_was_killed_for_good_left_running_is_ended(
+    backend: LocalProcess, tmp_path: Path
+) -> None:
+    key = LaunchKey.make("p", 1)
+    home = f"{backend.work_directory(key)}/runs/one"
+    script = f"HOME={home} setsid sleep 1000 9>&- & echo $! > stray; wait"
+    (job,) = backend.launch([LaunchRequest(key, ("/bin/sh", "-c", script), RESOURCES)])
+    assert isinstance(job, Job)
+    with subprocess.Popen(["sleep", "1000"], env={"HOME": str(tmp_path)}) as neighbour:
+        pid = place(tmp_path, job) / "stray"
+        eventually(lambda: pid.exists() and pid.read_text().strip())
+        stray = psutil.Process(int(pid.read_text()))
+        group = int((place(tmp_path, job) / "process").read_text().split()[0])
+        os.killpg(group, signal.SIGKILL)
+        eventually(has_ended(backend, job))
+        assert stray.is_running()
+        launch(backend, "exit 0", sequence=2)
+        eventually(lambda: not stray.is_running() or stray.status() == psutil.STATUS_ZOMBIE)
+        is_left_alone = neighbour.poll() is None
+        neighbour.kill()
+    assert is_left_alone
+
+
 def test_workers_outlive_the_manager_and_are_found_again(tmp_path: Path) -> None:
     program = (
         "import sys; sys.path.insert(0, sys.argv[2]); from pathlib import Path;"

@@ -11,8 +11,6 @@ from docker_engine import DockerEngine, Registry
 from postgresql_engine import PostgreSQL
 from serving import Server
 
-from tests.conftest import find_codalab
-
 USERS = tuple(f"user-{number}" for number in range(1, 31))
 
 
@@ -26,14 +24,6 @@ def docker_engine() -> Iterator[DockerEngine]:
         yield engine
     finally:
         engine.stop()
-
-
-@pytest.fixture(scope="session")
-def codalab_python() -> Path:
-    """The Python in which CodaLab is installed."""
-    python = find_codalab()
-    assert python is not None
-    return python
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from codalab_server import program
 from codalab_user import CodalabUser
+from docker_engine import IMAGE, DockerEngine
 from managing import Managers, eventually
 from worker_process import WorkerProcess
 
@@ -191,6 +193,27 @@ def test_workers_that_the_manager_launches_drain_the_queue_and_leave(
     eventually(lambda: "left with exit code 0" in managers.log(manager), "the workers to leave")
     eventually(lambda: managers.workers() == [], "every worker to leave")
     assert managers.kill(manager, signal.SIGTERM) == 0
+
+
+@pytest.mark.engine("docker")
+def test_codalabs_own_workers_are_launched_too(
+    user: CodalabUser, managers: Managers, codalab_python: Path, docker_engine: DockerEngine
+) -> None:
+    worker = user.directory / "cl-worker"
+    words = " ".join(program(codalab_python, "worker"))
+    worker.write_text(f'#!/bin/sh\nexport HOME={user.directory}\nexec {words} "$@"\n')
+    worker.chmod(0o755)
+    user.env.update(docker_engine.env)
+    uuid = user.run("echo hello", request_docker_image=IMAGE)
+    manager = managers.start(
+        *("--min", "0", "--max", "1", "--sleep-time", "0.3", "--memory-mb", "512"),
+        *("--worker-executable", str(worker), "--worker-idle-seconds", "1"),
+        *("--worker-checkin-frequency-seconds", "1"),
+        stand_ins=False,
+    )
+    user.wait(uuid, "ready")
+    assert user.read(uuid, "stdout") == "hello\n"
+    eventually(lambda: "left with exit code 0" in managers.log(manager), "the worker to leave")
 
 
 # The worker
