@@ -37,7 +37,8 @@ def test_a_run_reads_its_dependency_and_its_results_come_back(
     data = upload(containers, "data", "of the parent\n")
     containers.start()
     run = containers.run(
-        "cat in; cat deep/er/in >&2; cat a:b > /dev/null && echo written > out; mkdir sub; echo x > sub/file; pwd; env",
+        "cat in; cat deep/er/in >&2; cat a:b > /dev/null && echo written > out; "
+        "mkdir sub; echo x > sub/file; pwd; env",
         dependencies=[("in", data), ("deep/er/in", data), ("a:b", data)],
     )
     bundle = containers.end(run)

@@ -195,14 +195,20 @@ def test_killed_at_random_every_bundle_ends_once(containers: Containers, seed: i
 
 
 @pytest.mark.timeout(240)
-def test_an_engine_that_is_killed_and_comes_back_loses_no_bundle(stand: Containers) -> None:
+@pytest.mark.parametrize("is_killed", [True, False])
+def test_an_engine_that_goes_down_and_comes_back_loses_no_bundle(
+    stand: Containers, is_killed: bool
+) -> None:
     stand.start("--cpus", "4")
     waiting = stand.run(": > here; [ -e again ] || sleep 1000")
     done = stand.run("echo before")
     assert stand.end(done).state == "ready"
     stand.until(waiting, "running")
     eventually((stand.place(waiting) / "here").exists, "the command runs")
-    stand.engine.kill()
+    if is_killed:
+        stand.engine.kill()
+    else:
+        stand.engine.shut_down()
     during = stand.run("echo during")
     stand.until(during, "preparing", "running")
     stand.engine.start()
