@@ -5,6 +5,7 @@ It shares nothing with an engine of the machine's, and sets no packet filter rul
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import shutil
@@ -14,6 +15,8 @@ import tarfile
 import tempfile
 import time
 from pathlib import Path
+
+import psutil
 
 START_SECONDS = 60.0
 STOP_SECONDS = 60.0
@@ -171,7 +174,21 @@ class DockerEngine:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
+        self._end_orphans()
         shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _end_orphans(self) -> None:
+        """What an engine that was killed has left: containers with their shims, and mounts."""
+        address = str(self.directory / "exec" / "containerd" / "containerd.sock")
+        for shim in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if address in shim.cmdline():
+                    for process in [*shim.children(recursive=True), shim]:
+                        process.kill()
+        mounted = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+        for place in sorted(mounted, reverse=True):
+            if place.startswith(f"{self.directory}/"):
+                subprocess.run(["umount", "--lazy", place], timeout=60, check=False)
 
 
 def _base_archive() -> bytes:
