@@ -75,13 +75,13 @@ class Stand:
         if process.stdout is not None:
             process.stdout.close()
 
-    def start_worker(self, *arguments: str) -> subprocess.Popen[str]:
+    def start_worker(self, *arguments: str, runtime: str = "process") -> subprocess.Popen[str]:
         """A worker with two slots, and return when the server knows it."""
         before = len(self.client.workers())
         work_directory = self.path / f"worker-{len(self._processes)}"
         worker = self.start(
             "worker",
-            *("--server", self.url, "--work-dir", str(work_directory), "--runtime", "process"),
+            *("--server", self.url, "--work-dir", str(work_directory), "--runtime", runtime),
             *("--cpus", "2", "--id", work_directory.name, *arguments),
         )
         cursor = self.client.changes(None).cursor
@@ -119,10 +119,10 @@ class Stand:
             cursor = page.cursor
             waiting.difference_update(change.uuid for change in page.changes)
 
-    def drain(self, commands: Sequence[str]) -> list[Bundle]:
+    def drain(self, commands: Sequence[str], **metadata: Any) -> list[Bundle]:
         """Submit, wait for all ends, insist that all are ready."""
         after = self.client.changes(None).cursor
-        uuids = self.submit(commands)
+        uuids = self.submit(commands, **metadata)
         self.wait_for(uuids, after, frozenset(FINAL_STATES))
         bundles = self.client.bundles(uuids)
         bad = [bundle for bundle in bundles if bundle.state != "ready"]

@@ -26,6 +26,12 @@ def find_docker() -> Path | None:
     return Path(found) if found and shutil.which("docker") and os.geteuid() == 0 else None
 
 
+def find_registry() -> Path | None:
+    """Debian's `docker-registry`, which a test pushes images to."""
+    found = shutil.which("docker-registry")
+    return Path(found) if found else None
+
+
 def find_codalab() -> Path | None:
     """The Python of the environment into which tests/engines/install put CodaLab."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -36,6 +42,7 @@ def find_codalab() -> Path | None:
 ENGINES: dict[str, Callable[[], object]] = {
     "postgresql": find_postgresql,
     "docker": find_docker,
+    "docker-registry": find_registry,
     "codalab": find_codalab,
 }
 

@@ -169,16 +169,16 @@ def _identity(context: click.Context, parameter: click.Parameter, text: str | No
 @click.option(
     "--runtime",
     "--bundle-runtime",
-    type=click.Choice(["auto", "process"]),
+    type=click.Choice(["auto", "docker", "podman", "process"]),
     default="auto",
     show_default=True,
-    help="What runs bundles. auto is process at present.",
+    help="What runs bundles. auto is docker when an engine answers, else process.",
 )
 @click.option(
     "--max-image-cache-size",
     callback=_size,
     metavar="SIZE",
-    help="For container runtimes: images are removed beyond this.",
+    help="For container runtimes: images that workers pulled are removed beyond this.",
 )
 @click.option(
     "--max-image-size",
@@ -220,7 +220,7 @@ def _serve(options: dict[str, Any]) -> int:
         format="%(asctime)s %(message)s",
         stream=sys.stderr,
     )
-    for chatty in ("httpx", "httpcore"):
+    for chatty in ("httpx", "httpcore", "urllib3", "docker"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     home = Home.find(options["home"])
     server = find_server(options["server"], home)
@@ -250,12 +250,23 @@ def _serve(options: dict[str, Any]) -> int:
 
     from bundles.client import WORKER_CLIENT_ID, Client
     from worker.loop import Loop
-    from worker.runtimes.process import ProcessRuntime
+    from worker.runtimes.choice import NoRuntime, choose_runtime
     from worker.worker import Worker
 
+    try:
+        make_runtime = choose_runtime(
+            options["runtime"],
+            settings,
+            network_prefix=options["network_prefix"],
+            shared_memory_bytes=options["shared_memory_size_gb"] * 1024**3,
+            max_image_bytes=options["max_image_size"],
+            max_image_cache_bytes=options["max_image_cache_size"],
+        )
+    except NoRuntime as error:
+        return _say(error, WorkerExit.UNUSABLE)
     loop = Loop()
     client = Client(server, credentials, client_id=WORKER_CLIENT_ID)
-    worker = Worker(settings, client, loop, ProcessRuntime)
+    worker = Worker(settings, client, loop, make_runtime)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         loop.on_signal(number, worker.terminate)
     code = worker.run()

@@ -22,6 +22,9 @@ class Held:
     run: Run
     place: Path
     status: str = ""
+    is_equipped: bool = False
+    """The runtime has what it needs for it (worker.runtimes.base.Runtime.prepare)."""
+    are_links_placed: bool = False
     is_prepared: bool = False
     waits_for: dict[Key, Callable[[Path | DependencyFailed], None]] = field(default_factory=dict)
     contents: dict[Key, Path] = field(default_factory=dict)

@@ -39,6 +39,11 @@ def memory_exceeded(resources: Resources, memory_bytes: int) -> str | None:
     return f"Memory limit {format_size(limit)} exceeded. (It used {format_size(memory_bytes)})"
 
 
+def out_of_memory(resources: Resources) -> str:
+    """The sentence for a run that the kernel ended for the memory that it wanted."""
+    return f"Memory limit {format_size(resources.memory_bytes)} exceeded."
+
+
 def disk_exceeded(resources: Resources, disk_bytes: int) -> str | None:
     """The sentence for a run whose directory grew too large."""
     limit = resources.disk_bytes

@@ -15,9 +15,14 @@ from pathlib import Path
 
 from bundles.archive import check_path
 
+OUTPUTS = ("stdout", "stderr")
 
-def place_links(directory: Path, contents: Mapping[str, Path]) -> None:
-    """Link each child path in ``directory`` to its contents.
+
+def place_links(
+    directory: Path, contents: Mapping[str, Path], shown: Mapping[str, Path] | None = None
+) -> None:
+    """Link each child path in ``directory`` to its contents; to where they are ``shown`` to the
+    run, if that is elsewhere.
 
     Raises UsageError for a path that leaves the directory, OSError when a link cannot be made.
     """
@@ -25,21 +30,26 @@ def place_links(directory: Path, contents: Mapping[str, Path]) -> None:
     for path in sorted(paths, key=_depth, reverse=True):
         target = directory if path == "." else directory / path
         target.parent.mkdir(parents=True, exist_ok=True)
-        _place(target, contents[paths[path]])
+        content = contents[paths[path]]
+        _place(target, content, (shown or contents)[paths[path]])
+    for name in OUTPUTS:
+        # The command's own go there; through a link they would overwrite the dependency's.
+        if (directory / name).is_symlink():
+            (directory / name).unlink()
 
 
 def _depth(path: str) -> int:
     return 0 if path == "." else path.count("/") + 1
 
 
-def _place(target: Path, content: Path) -> None:
+def _place(target: Path, content: Path, shown: Path) -> None:
     if not os.path.lexists(target):
-        target.symlink_to(content)
+        target.symlink_to(shown)
         return
     if target.is_symlink() or not target.is_dir() or not content.is_dir():
         return
     for name in os.listdir(content):
-        _place(target / name, content / name)
+        _place(target / name, content / name, shown / name)
 
 
 def remove_links(directory: Path, child_paths: Iterable[str], cache: Path) -> None:

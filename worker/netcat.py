@@ -11,10 +11,10 @@ SILENCE_SECONDS = 10.0
 CHUNK_BYTES = 64 * 1024
 
 
-def talk(port: int, message: str) -> Iterator[bytes]:
-    """Send ``message`` to a port of this machine; yields what comes back. Raises OSError when
+def talk(address: str, port: int, message: str) -> Iterator[bytes]:
+    """Send ``message`` to a port at an address; yields what comes back. Raises OSError when
     nobody listens."""
-    connection = socket.create_connection(("127.0.0.1", port), timeout=CONNECT_SECONDS)
+    connection = socket.create_connection((address, port), timeout=CONNECT_SECONDS)
     connection.settimeout(SILENCE_SECONDS)
 
     def chunks() -> Iterator[bytes]:

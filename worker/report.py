@@ -26,7 +26,7 @@ def describe_run(
         "container_time_total": total,
         "container_time_user": user,
         "container_time_system": system,
-        "docker_image": None,
+        "docker_image": (run.process or {}).get("image"),
         "state": REPORTED_STATES[run.stage],
         "remote": worker_id,
         "exitcode": run.exitcode,

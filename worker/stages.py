@@ -126,10 +126,12 @@ class HeldBack:
 
 @dataclass(frozen=True, slots=True)
 class Exited:
-    """The command ended: as a shell would say it, 128 + n is the end by signal n."""
+    """The command ended: as a shell would say it, 128 + n is the end by signal n. ``reason``: what
+    ended it, if that is known better than by its exit code."""
 
     exitcode: int
     seconds: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,15 +255,15 @@ def _preparing(run: Run, event: Event, now: float) -> Step:
 def _running(run: Run, event: Event, now: float) -> Step:
     match event:
         case HeldBack():
-            if run.stopping:
-                return _enter(run, Stage.CLEANING_UP, now), (Effect.CLEAN_UP,)
+            if run.stopping:  # nothing of the command ran, so that there is nothing to upload
+                return _enter(run, Stage.CLEANING_UP, now, process=None), (Effect.CLEAN_UP,)
             return _enter(run, Stage.PREPARING, now, process=None, cpus=(), gpus=()), ()
-        case Exited(exitcode, seconds):
+        case Exited(exitcode, seconds, reason):
             ended = replace(
                 run,
                 exitcode=exitcode,
                 seconds=seconds,
-                failure_message=run.failure_message or signal_message(exitcode),
+                failure_message=run.failure_message or reason or signal_message(exitcode),
             )
             return _enter(ended, Stage.CLEANING_UP, now), (Effect.CLEAN_UP, Effect.MENTION)
         case Lost():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,12 @@ THREADS = 4
 class Visits:
     """Answers are made and sent in threads of their own: nobody's download makes others wait."""
 
-    def __init__(self, client: Client, loop: Loop, worker_id: str) -> None:
+    def __init__(
+        self, client: Client, loop: Loop, worker_id: str, address: Callable[[str], str]
+    ) -> None:
+        """``address``: where the ports of a run are (worker.runtimes.base.Runtime.address)."""
         self._client = client
+        self._address = address
         self._worker_id = worker_id
         self._pool = Pool(loop, "visits", THREADS)
 
@@ -41,9 +45,10 @@ class Visits:
     def answer(self, held: Held | None, message: ReadMessage | NetcatMessage) -> None:
         """Answer, also when there is no such run (any more)."""
         directory = held.directory if held is not None else None
+        key = held.run.key if held is not None else ""
 
         def job() -> None:
-            found = _find(directory, message)
+            found = self._find(key, directory, message)
             if found.document is not None:
                 self._client.reply(self._worker_id, message.socket_id, found.document)
             else:
@@ -57,16 +62,17 @@ class Visits:
 
         self._pool.submit(job, done)
 
-
-def _find(directory: Path | None, message: ReadMessage | NetcatMessage) -> Answer:
-    if directory is None:
-        return refusal(500, "Bundle no longer running")
-    if isinstance(message, ReadMessage):
-        return answer(directory, message.uuid, message.path, message.arguments)
-    try:
-        return Answer(content=talk(message.port, message.text))
-    except (OSError, OverflowError) as error:
-        return refusal(500, f"nothing listens on port {message.port}: {error}")
+    def _find(
+        self, key: str, directory: Path | None, message: ReadMessage | NetcatMessage
+    ) -> Answer:
+        if directory is None:
+            return refusal(500, "Bundle no longer running")
+        if isinstance(message, ReadMessage):
+            return answer(directory, message.uuid, message.path, message.arguments)
+        try:
+            return Answer(content=talk(self._address(key), message.port, message.text))
+        except (OSError, OverflowError) as error:
+            return refusal(500, f"nothing listens on port {message.port}: {error}")
 
 
 def write_file(directory: Path, bundle: Mapping[str, Any], subpath: str, text: str) -> None:

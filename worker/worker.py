@@ -26,7 +26,7 @@ from worker.checkin import Reporter, Trouble
 from worker.dependencies import Cache, DependencyFailed, Key
 from worker.devices import Share, assign
 from worker.held import Held
-from worker.limits import disk_exceeded
+from worker.limits import disk_exceeded, out_of_memory
 from worker.links import place_links, remove_links
 from worker.loop import Loop, Outcome, Pool, Timer
 from worker.messages import (
@@ -41,7 +41,17 @@ from worker.messages import (
     read_message,
 )
 from worker.report import describe_run
-from worker.runtimes.base import Attachment, CannotStart, End, Ended, Gone, Job, Runtime
+from worker.runtimes.base import (
+    Attachment,
+    CannotStart,
+    End,
+    Ended,
+    Failed,
+    Gone,
+    Job,
+    Runtime,
+    mount_name,
+)
 from worker.settings import Settings
 from worker.stages import (
     REPORTED_STATES,
@@ -127,7 +137,7 @@ class Worker:
         self._chores = Pool(loop, "chores", 4)
         self._uploads = Pool(loop, "uploads", 8)
         self._requests = Pool(loop, "requests", 2)
-        self._visits = Visits(client, loop, settings.worker_id)
+        self._visits = Visits(client, loop, settings.worker_id, self._runtime.address)
         self._watch = Watch(loop, self._runtime, self._chores, self._exceeded, now=now)
         self._reporter = Reporter(
             client,
@@ -164,6 +174,7 @@ class Worker:
                 continue
             held = self._held[run.key] = Held(run, place)
             self._resume(held)
+        self._runtime.sweep(list(self._held))
         if self._held:
             log.info("carrying on with %d runs", len(self._held))
 
@@ -248,6 +259,7 @@ class Worker:
             self._cache.withdraw(key, done)
         held.waits_for.clear()
         held.is_prepared = False
+        self._runtime.withdraw(held.run.key)
 
     # Preparing
 
@@ -282,6 +294,19 @@ class Worker:
         except OSError as error:
             self._apply(held, NotStarted(f"Its directory cannot be made: {error.strerror}"))
             return
+        held.is_equipped = held.are_links_placed = False
+        attempt = held.attempt
+
+        def equipped(failure: CannotStart | None) -> None:
+            if held.attempt != attempt or held.run.stage is not Stage.PREPARING:
+                return
+            if failure is not None:
+                self._apply(held, NotStarted(str(failure)))
+                return
+            held.is_equipped = True
+            self._prepared(held)
+
+        self._runtime.prepare(self._job(held), equipped)
         keys = list(dict.fromkeys(records.dependency_keys(held.run.bundle)))
         held.waits_for = {key: partial(self._fetched, held, key) for key in keys}
         held.contents.clear()
@@ -289,6 +314,7 @@ class Worker:
             if key in held.waits_for:
                 self._cache.request(key, done)
         if not keys:
+            held.are_links_placed = True
             self._prepared(held)
 
     def _fetched(self, held: Held, key: Key, result: Path | DependencyFailed) -> None:
@@ -300,12 +326,9 @@ class Worker:
         held.contents[key] = result
         if held.waits_for:
             return
-        contents = {
-            dependency["child_path"]: held.contents[
-                (dependency["parent_uuid"], dependency.get("parent_path") or "")
-            ]
-            for dependency in held.run.bundle["dependencies"]
-        }
+        contents = self._contents(held)
+        root = self._runtime.dependency_paths(held.run.uuid)
+        shown = {path: root / mount_name(path) for path in contents} if root else None
         attempt = held.attempt
 
         def done(outcome: Outcome[None]) -> None:
@@ -317,13 +340,26 @@ class Worker:
                 return
             self._concerned = held
             outcome.value  # noqa: B018 - raises what was not foreseen
+            held.are_links_placed = True
             self._prepared(held)
 
-        self._chores.submit(partial(place_links, held.directory, contents), done)
+        self._chores.submit(partial(place_links, held.directory, contents, shown), done)
+
+    def _contents(self, held: Held) -> dict[str, Path]:
+        """What it depends on, as far as that was fetched, by child path."""
+        keyed = {
+            dependency["child_path"]: (
+                dependency["parent_uuid"],
+                dependency.get("parent_path") or "",
+            )
+            for dependency in held.run.bundle.get("dependencies") or ()
+        }
+        return {path: held.contents[key] for path, key in keyed.items() if key in held.contents}
 
     def _prepared(self, held: Held) -> None:
-        held.is_prepared = True
-        self._start(held)
+        if held.is_equipped and held.are_links_placed:
+            held.is_prepared = True
+            self._start(held)
 
     def _start_waiting(self) -> None:
         for held in list(self._held.values()):
@@ -376,6 +412,9 @@ class Worker:
             gpus=share.gpus if devices.gpus else None,
             read_only=self._cache.contents if held.run.bundle.get("dependencies") else None,
             image=held.run.resources.docker_image,
+            contents=self._contents(held),
+            memory_bytes=held.run.resources.memory_bytes,
+            network=held.run.resources.network,
         )
 
     # Running
@@ -422,12 +461,16 @@ class Worker:
                 self._prepare(held)
         elif end.how is Gone.UNKNOWN:
             self._apply(held, Lost())
+        elif isinstance(end.how, Failed):
+            self._apply(held, NotStarted(end.how.reason))
+            self._apply(held, HeldBack())
         else:
             assert isinstance(end.how, int)
             total = self._now() - held.started
             user = max(end.user_seconds, held.usage.user_seconds)
             system = max(end.system_seconds, held.usage.system_seconds)
-            self._apply(held, Exited(end.how, (total, user, system)))
+            reason = out_of_memory(held.run.resources) if end.is_out_of_memory else None
+            self._apply(held, Exited(end.how, (total, user, system), reason))
 
     # After it
 
@@ -440,7 +483,8 @@ class Worker:
         dependencies = run.bundle.get("dependencies") or ()
         if dependencies:
             child_paths = [dependency["child_path"] for dependency in dependencies]
-            remove_links(held.directory, child_paths, self._cache.directory)
+            place = self._runtime.dependency_paths(run.uuid) or self._cache.directory
+            remove_links(held.directory, child_paths, place)
         if run.resources.disk_bytes and run.has_started:
             held.disk_bytes, _ = measure_tree(held.directory)
             return disk_exceeded(run.resources, held.disk_bytes)
@@ -533,7 +577,9 @@ class Worker:
 
     def _fetching(self, held: Held) -> str | None:
         fetches = [self._cache.fetches[k] for k in held.waits_for if k in self._cache.fetches]
-        return str(fetches[0]) if fetches else None
+        if fetches:
+            return str(fetches[0])
+        return self._runtime.status(held.run.key) or None
 
     def receive(self, document: Any) -> None:
         """See worker.checkin.Speaker. Raises OSError when the effect cannot be on disk now."""

@@ -36,6 +36,7 @@ class WorkerProcess:
             self.process = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "worker", "--server", self.url, "--verbose"),
+                    *("--runtime", "process"),
                     *("--work-dir", str(self.work_directory), "--id", self.worker_id),
                     *options,
                 ],

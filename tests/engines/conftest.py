@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 from codalab_server import CodalabServer
 from codalab_user import CodalabUser
-from docker_engine import DockerEngine
+from containers import Containers
+from docker_engine import DockerEngine, Registry
 from postgresql_engine import PostgreSQL
+from serving import Server
 
 USERS = tuple(f"user-{number}" for number in range(1, 31))
 
@@ -60,3 +62,52 @@ def postgresql(tmp_path: Path) -> Iterator[PostgreSQL]:
 @pytest.fixture
 def postgresql_url(postgresql: PostgreSQL) -> str:
     return postgresql.url
+
+
+@pytest.fixture
+def own_engine() -> Iterator[DockerEngine]:
+    """A Docker engine of one test, to be killed."""
+    engine = DockerEngine()
+    try:
+        engine.start()
+        engine.import_base()
+        yield engine
+    finally:
+        engine.stop()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    """A server that runs."""
+    running = Server(tmp_path)
+    running.start()
+    try:
+        yield running
+    finally:
+        if running.running:
+            assert running.stop() == 0
+
+
+@pytest.fixture
+def containers(tmp_path: Path, server: Server, docker_engine: DockerEngine) -> Iterator[Containers]:
+    """Bundles of our server in containers of the engine that all tests share."""
+    stand = Containers(tmp_path, server, docker_engine)
+    try:
+        yield stand
+    finally:
+        stand.close()
+        names = docker_engine.command("ps", "--all", "--quiet").split()
+        if names:
+            docker_engine.command("rm", "--force", *names)
+        docker_engine.command("network", "prune", "--force")
+
+
+@pytest.fixture
+def registry() -> Iterator[Registry]:
+    """A registry of the test's own."""
+    made = Registry()
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop()

@@ -5,6 +5,7 @@ It shares nothing with an engine of the machine's, and sets no packet filter rul
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import shutil
@@ -15,6 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import psutil
+
 START_SECONDS = 60.0
 STOP_SECONDS = 60.0
 
@@ -22,6 +25,55 @@ IMAGE = "localhost/base:1"
 """No registry listens on localhost: a pull fails at once, and the local image is taken."""
 
 TOOLS = ("bash", "cat", "env", "head", "ls", "mkdir", "rm", "sleep", "true", "wc")
+
+
+class Registry:
+    """Debian's `docker-registry` on a loopback port, empty, until ``stop``. ``at`` is its name in
+    references: `127.0.0.1:PORT`."""
+
+    def __init__(self) -> None:
+        self._directory = Path(tempfile.mkdtemp(prefix="registry-"))
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port: int = probe.getsockname()[1]
+        self.at = f"127.0.0.1:{self.port}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """The same contents at the same port, every time."""
+        configuration = self._directory / "registry.yml"
+        configuration.write_text(
+            f"version: 0.1\nlog: {{level: error}}\n"
+            f"storage: {{filesystem: {{rootdirectory: {self._directory}/data}}}}\n"
+            f"http: {{addr: '{self.at}'}}\n"
+        )
+        with (self._directory / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                ["docker-registry", "serve", str(configuration)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        deadline = time.monotonic() + START_SECONDS
+        while not self._answers():
+            assert self._process.poll() is None, (self._directory / "log").read_text()
+            assert time.monotonic() < deadline, "the registry does not answer"
+            time.sleep(0.02)
+
+    def _answers(self) -> bool:
+        with socket.socket() as connection:
+            connection.settimeout(1.0)
+            return connection.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def halt(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def stop(self) -> None:
+        self.halt()
+        shutil.rmtree(self._directory, ignore_errors=True)
 
 
 class DockerEngine:
@@ -34,7 +86,7 @@ class DockerEngine:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        with (self.directory / "log").open("wb") as log:
+        with (self.directory / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 [
                     *("dockerd", "--host", f"unix://{self.socket}"),
@@ -87,6 +139,33 @@ class DockerEngine:
         """The image ``IMAGE``: a shell and a few tools, made of this machine's own files."""
         self.command("import", "-", IMAGE, content=_base_archive())
 
+    def import_files(self, reference: str, files: dict[str, bytes]) -> None:
+        """An image of these files and nothing else."""
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w") as archive:
+            for name, content in files.items():
+                entry = tarfile.TarInfo(name)
+                entry.size, entry.mode = len(content), 0o755
+                archive.addfile(entry, io.BytesIO(content))
+        self.command("import", "-", reference, content=buffer.getvalue())
+
+    def kill(self) -> None:
+        """SIGKILL: what ran in it is left to what comes after; ``start`` brings it back."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+        self._process = None
+        # The kernel kills its containerd with it. Where nobody reaps orphans that pid stays taken,
+        # and the next dockerd would wait for it.
+        (self.directory / "exec" / "containerd" / "containerd.pid").unlink(missing_ok=True)
+
+    def shut_down(self) -> None:
+        """As the machine's administrator does it: containers are asked to end first."""
+        assert self._process is not None
+        self._process.terminate()
+        self._process.wait(timeout=STOP_SECONDS)
+        self._process = None
+
     def stop(self) -> None:
         """End it with its containers, and leave nothing of it."""
         if self._process is not None:
@@ -98,16 +177,21 @@ class DockerEngine:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
-        # dockerd leaves its data directory mounted on itself.
-        for place in reversed(_mounted_below(self.directory)):
-            subprocess.run(["umount", "--lazy", place], check=False, timeout=STOP_SECONDS)
-        shutil.rmtree(self.directory)
+        self._end_orphans()
+        shutil.rmtree(self.directory, ignore_errors=True)
 
-
-def _mounted_below(directory: Path) -> list[str]:
-    lines = Path("/proc/self/mounts").read_text().splitlines()
-    places = [line.split(" ")[1] for line in lines]
-    return [place for place in places if place.startswith(f"{directory}/")]
+    def _end_orphans(self) -> None:
+        """What an engine that was killed has left: containers with their shims, and mounts."""
+        address = str(self.directory / "exec" / "containerd" / "containerd.sock")
+        for shim in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if address in shim.cmdline():
+                    for process in [*shim.children(recursive=True), shim]:
+                        process.kill()
+        mounted = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+        for place in sorted(mounted, reverse=True):
+            if place.startswith(f"{self.directory}/"):
+                subprocess.run(["umount", "--lazy", place], timeout=60, check=False)
 
 
 def _base_archive() -> bytes:

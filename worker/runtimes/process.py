@@ -18,7 +18,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +27,7 @@ from typing import Any
 from worker.limits import Usage
 from worker.loop import Loop
 from worker.runtimes import proc
-from worker.runtimes.base import Attachment, CannotStart, End, Ended, Gone, Job
+from worker.runtimes.base import Attachment, CannotStart, End, Ended, Gone, Job, Prepared
 
 log = logging.getLogger(__name__)
 
@@ -111,6 +111,18 @@ class ProcessRuntime:
         loop.on_signal(signal.SIGCHLD, self._reap)
 
     # Start
+
+    def dependency_paths(self, uuid: str) -> Path | None:
+        return None
+
+    def prepare(self, job: Job, done: Prepared) -> None:
+        done(None)
+
+    def withdraw(self, key: str) -> None:
+        pass
+
+    def status(self, key: str) -> str:
+        return ""
 
     def start(self, job: Job) -> Mapping[str, Any]:
         guarded = str(job.read_only) if job.read_only is not None and self._can_guard else ""
@@ -294,6 +306,12 @@ class ProcessRuntime:
                 found.add(pid)
         found = proc.descendants(found, processes)
         return {p: processes[p].started for p in found if processes[p].state != "Z"}
+
+    def address(self, key: str) -> str:
+        return "127.0.0.1"
+
+    def sweep(self, keys: Collection[str]) -> None:
+        pass  # what runs leave is found when they end
 
     def forget(self, key: str) -> None:
         with self._lock:

@@ -119,3 +119,26 @@ def test_files_are_written_into_a_run_only(directory: Path, tmp_path: Path) -> N
         with pytest.raises((UsageError, OSError)):
             write_file(directory, bundle, path, "text")
     assert not (tmp_path / "x").exists()
+
+
+def test_the_output_of_a_parent_is_not_linked_where_the_run_writes_its_own(tmp_path: Path) -> None:
+    parent, run = tmp_path / "parent", tmp_path / "run"
+    parent.mkdir()
+    run.mkdir()
+    for name in ("stdout", "stderr", "kept"):
+        (parent / name).write_text("of the parent")
+    place_links(run, {".": parent})
+    assert [path.name for path in run.iterdir()] == ["kept"]
+
+
+def test_links_lead_to_where_a_container_shows_the_contents(tmp_path: Path) -> None:
+    parent, run = tmp_path / "parent", tmp_path / "run"
+    (parent / "d").mkdir(parents=True)
+    (run / "d").mkdir(parents=True)
+    (parent / "d" / "f").write_text("x")
+    shown = Path("/elsewhere/parent")
+    place_links(run, {".": parent, "whole": parent}, {".": shown, "whole": shown})
+    assert os.readlink(run / "whole") == "/elsewhere/parent"
+    assert os.readlink(run / "d" / "f") == "/elsewhere/parent/d/f"
+    remove_links(run, [".", "whole"], Path("/elsewhere"))
+    assert [path.name for path in run.iterdir()] == ["d"]

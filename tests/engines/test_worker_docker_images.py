@@ -1,0 +1,183 @@
+"""The images of a worker: from a registry of the test's own, into an engine of the test's own."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from containers import Containers, eventually
+from docker_engine import IMAGE, DockerEngine, Registry
+from serving import Server
+
+pytestmark = [pytest.mark.engine("docker"), pytest.mark.engine("docker-registry")]
+
+WAIT = ": > here; while [ ! -e go ]; do sleep 0.05; done"
+
+
+@pytest.fixture
+def stand(tmp_path: Path, server: Server, own_engine: DockerEngine) -> Iterator[Containers]:
+    stand = Containers(tmp_path, server, own_engine)
+    try:
+        yield stand
+    finally:
+        stand.close()
+
+
+def publish(stand: Containers, registry: Registry, name: str, **files: bytes) -> str:
+    """Push the base with these files in it, and forget it here; its reference."""
+    reference = f"{registry.at}/{name}"
+    engine = stand.engine
+    engine.command("create", "--name", "maker", "--network", "none", IMAGE, "/bin/sh")
+    for number, (file, content) in enumerate(files.items()):
+        path = stand.directory / f"layer-{number}"
+        path.write_bytes(content)
+        engine.command("cp", str(path), f"maker:/{file}")
+    engine.command("commit", "maker", reference)
+    engine.command("rm", "maker")
+    engine.command("push", reference)
+    engine.command("rmi", reference)
+    return reference
+
+
+def is_here(stand: Containers, reference: str) -> bool:
+    return bool(stand.engine.command("images", "--quiet", reference).strip())
+
+
+def test_an_image_is_pulled_from_a_registry_with_a_port_and_its_digest_recorded(
+    stand: Containers, registry: Registry
+) -> None:
+    image = publish(stand, registry, "team/tool:1.2", mark=b"one")
+    stand.start("--cpus", "4")
+    runs = [stand.run("echo $(< /mark)", image=image) for _ in range(4)]
+    for run in runs:
+        bundle = stand.end(run)
+        assert bundle.state == "ready", bundle.metadata["failure_message"]
+        assert stand.read(run) == "one\n"
+        digest = bundle.metadata["docker_image"]
+        assert digest.startswith(f"{registry.at}/team/tool@sha256:")
+    pulls = [line for line in stand.worker().log.splitlines() if "/images/create" in line]
+    assert len(pulls) <= 1
+    by_digest = stand.run("echo $(< /mark)", image=digest)
+    registry.halt()
+    assert stand.end(by_digest).state == "ready"
+    stand.leave()
+
+
+def test_a_tag_that_moved_is_pulled_anew_and_an_absent_registry_does_not_matter(
+    stand: Containers, registry: Registry
+) -> None:
+    image = publish(stand, registry, "tool:latest", mark=b"old")
+    stand.start()
+    first = stand.run("echo $(< /mark)", image=image)
+    assert stand.end(first).state == "ready"
+    assert stand.worker().stop() == 0
+    older = stand.engine.command("images", "--quiet", image).strip()
+    stand.engine.command("tag", older, "localhost/kept:1")
+    publish(stand, registry, "tool:latest", mark=b"new")
+    stand.engine.command("tag", "localhost/kept:1", image)
+    stand.start()
+    second = stand.run("echo $(< /mark)", image=image)
+    assert stand.end(second).state == "ready"
+    assert stand.read(second) == "new\n"
+    assert stand.worker().stop() == 0
+    registry.halt()
+    stand.start()
+    third = stand.run("echo $(< /mark)", image=image)
+    assert stand.end(third).state == "ready"
+    assert stand.read(third) == "new\n"
+    stand.leave()
+
+
+def test_an_image_that_is_removed_after_it_was_pulled_is_pulled_again(
+    stand: Containers, registry: Registry
+) -> None:
+    image = publish(stand, registry, "tool:1", mark=b"one")
+    stand.start("--cpus", "1", "--max-image-cache-size", "10g")
+    first = stand.run("true", image=image)
+    assert stand.end(first).state == "ready"
+    eventually(lambda: stand.engine.command("ps", "-aq") == "", "its container is removed")
+    stand.engine.command("rmi", "--force", stand.engine.command("images", "-q", image).strip())
+    assert not is_here(stand, image)
+    second = stand.run("echo $(< /mark)", image=image)
+    bundle = stand.end(second)
+    assert bundle.state == "ready", bundle.metadata["failure_message"]
+    assert stand.read(second) == "one\n"
+    stand.leave()
+
+
+def test_a_missing_image_of_a_registry_is_named(stand: Containers, registry: Registry) -> None:
+    stand.start()
+    run = stand.run("true", image=f"{registry.at}/no/such:3")
+    message = stand.end(run).metadata["failure_message"]
+    assert message.startswith(f"There is no image {registry.at}/no/such:3")
+    stand.leave()
+
+
+def test_an_image_that_is_too_large_is_refused_before_it_is_pulled(
+    stand: Containers, registry: Registry
+) -> None:
+    small = publish(stand, registry, "small:1", mark=b"small")
+    # Random, so that it is as large when it is transferred.
+    large = publish(stand, registry, "large:1", mark=os.urandom(9 << 20))
+    stand.start("--max-image-size", "8m")
+    refused = stand.run("true", image=large)
+    message = stand.end(refused).metadata["failure_message"]
+    assert message.startswith(f"The size of image {large}, ")
+    assert message.endswith("exceeds the maximum image size of this worker, 8m")
+    assert not is_here(stand, large)
+    taken = stand.run("echo $(< /mark)", image=small)
+    assert stand.end(taken).state == "ready"
+    stand.leave()
+
+
+def test_the_least_recently_used_image_makes_room_but_none_in_use_or_of_others(
+    stand: Containers, registry: Registry
+) -> None:
+    names = [publish(stand, registry, f"tool:{n}", mark=bytes([n]) * 100) for n in range(4)]
+    theirs, *images = names
+    stand.engine.command("pull", theirs)
+    stand.start("--cpus", "4", "--max-image-cache-size", "1m")
+    using = stand.run(WAIT, image=images[0])
+    stand.until(using, "running")
+    eventually((stand.place(using) / "here").exists, "the command runs")
+    for image in (images[1], images[2], theirs):
+        run = stand.run("true", image=image)
+        assert stand.end(run).state == "ready"
+    eventually(lambda: not is_here(stand, images[1]), "the first unused one is removed")
+    assert is_here(stand, images[0])
+    assert is_here(stand, theirs)
+    assert is_here(stand, IMAGE)
+    (stand.place(using) / "go").write_text("")
+    assert stand.end(using).state == "ready"
+    eventually(lambda: not is_here(stand, images[0]), "what is not in use any more is removed")
+    stand.leave()
+    assert is_here(stand, theirs)
+
+
+def test_a_run_that_is_killed_while_its_image_is_pulled_does_not_wait_for_it(
+    stand: Containers,
+) -> None:
+    import socket
+
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        held: list[socket.socket] = []
+        taking = threading.Thread(target=lambda: held.append(silent.accept()[0]), daemon=True)
+        taking.start()
+        stand.start()
+        image = f"127.0.0.1:{silent.getsockname()[1]}/tool:1"
+        run = stand.run("true", image=image)
+        stand.until(run, "preparing")
+        eventually(
+            lambda: image in str(stand.client.bundle(run).metadata.get("run_status")),
+            "its status names the image",
+        )
+        stand.client.act([{"type": "kill", "uuid": run}])
+        assert stand.end(run).state == "killed"
+        for connection in held:
+            connection.close()
+    stand.leave()

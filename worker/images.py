@@ -1,0 +1,382 @@
+"""The images of a container engine: pulled once for all who wait, kept under a quota.
+
+An image that a worker brought is marked in the engine itself, by a tag that also says when it was
+last used (`worker-manager.cache/image:<id>.<epoch>`): so all workers of the engine, and those who
+come after them, share one cache, and nothing that somebody else brought is ever removed.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from docker import auth
+from docker.errors import APIError, DockerException, ImageNotFound, NotFound
+
+from bundles.sizes import format_size
+from worker.loop import Loop, Outcome, Pool
+from worker.registry import Reference, Silent, image_bytes, parse_reference
+from worker.runtimes.engine import Engine, Unanswered, explain
+
+log = logging.getLogger(__name__)
+
+CACHE = "worker-manager.cache/image"
+FRESH_SECONDS = 300.0
+"""A tag that was compared with its registry is believed for so long."""
+USED_SECONDS = 60.0
+"""How exactly the last use is known; no image that was used so lately is removed."""
+THREADS = 4
+
+
+class ImageFailed(Exception):
+    """An image could not be had; the message says which and why."""
+
+
+class _Cancelled(Exception):
+    """Nobody waits for the image any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image in the engine. ``digest`` names it as its registry does: `NAME@sha256:…`; it is
+    empty for one that never was in a registry."""
+
+    reference: str
+    id: str
+    digest: str
+
+
+Done = Callable[[Image | ImageFailed], None]
+
+
+@dataclass
+class _Pull:
+    reference: str
+    waiting: list[Done] = field(default_factory=list)
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    status: str = ""
+
+
+class Images:
+    """Methods are for the loop, unless they say otherwise. ``max_cache_bytes`` None: keep all."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        loop: Loop,
+        *,
+        max_image_bytes: int | None = None,
+        max_cache_bytes: int | None = None,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._engine = engine
+        self._loop = loop
+        self._max_image_bytes = max_image_bytes
+        self._max_cache_bytes = max_cache_bytes
+        self._now = now
+        self._pool = Pool(loop, "images", THREADS)
+        self._pulls: dict[str, _Pull] = {}
+        self._known: dict[str, tuple[Image, float]] = {}
+        """By reference: what was found, and until when (the loop's clock) it is believed."""
+        self._in_use: dict[str, int] = {}
+        self._marked: dict[str, float] = {}
+        self._pruning = threading.Lock()
+        self._platform = ""
+        self._closed = threading.Event()
+
+    def request(self, reference: str, done: Done) -> None:
+        """Call ``done`` with the image, at once if it is known to be here, or the failure. The
+        image is in use until ``release``."""
+        known = self._known.get(reference)
+        if known is not None and known[1] > self._loop.clock():
+            self._take(known[0])
+            self._pool.submit(partial(self._mark_used, known[0].id), self._noted)
+            done(known[0])
+            return
+        pull = self._pulls.get(reference)
+        if pull is None or pull.cancelled.is_set():
+            pull = self._pulls[reference] = _Pull(reference)
+            self._pool.submit(partial(self._get, pull), partial(self._got, pull))
+        pull.waiting.append(done)
+
+    def withdraw(self, reference: str, done: Done) -> None:
+        """Do not call that ``done`` any more; the last to withdraw ends the pull."""
+        pull = self._pulls.get(reference)
+        if pull is not None and done in pull.waiting:
+            pull.waiting.remove(done)
+            if not pull.waiting:
+                pull.cancelled.set()
+                del self._pulls[reference]
+
+    def release(self, image: Image) -> None:
+        """One who was given it needs it no more."""
+        left = self._in_use.get(image.id, 0) - 1
+        if left > 0:
+            self._in_use[image.id] = left
+        else:
+            self._in_use.pop(image.id, None)
+            self.tidy()
+
+    def tidy(self) -> None:
+        """Something that used an image is gone: make room, if there is too little. From any
+        thread."""
+        if self._max_cache_bytes is not None and not self._closed.is_set():
+            self._pool.submit(self._prune, self._noted)
+
+    def status(self, reference: str) -> str:
+        """What is done for a request, for a person."""
+        pull = self._pulls.get(reference)
+        return (pull.status if pull is not None else "") or f"Looking for image {reference}"
+
+    def lose(self, reference: str) -> None:
+        """The image turned out not to be there. From any thread."""
+        self._known.pop(reference, None)
+
+    def refresh(self) -> None:
+        """The engine was away: believe nothing. From any thread."""
+        self._known = {}
+
+    def close(self) -> None:
+        self._closed.set()
+        for pull in self._pulls.values():
+            pull.cancelled.set()
+
+    def _take(self, image: Image) -> None:
+        self._in_use[image.id] = self._in_use.get(image.id, 0) + 1
+
+    def _got(self, pull: _Pull, outcome: Outcome[Image]) -> None:
+        if self._pulls.get(pull.reference) is pull:
+            del self._pulls[pull.reference]
+        result: Image | ImageFailed
+        if outcome.error is None:
+            result = outcome.value
+            self._known[pull.reference] = (result, self._loop.clock() + FRESH_SECONDS)
+        elif isinstance(outcome.error, ImageFailed | _Cancelled):
+            result = ImageFailed(str(outcome.error))
+        else:
+            log.error("an image could not be had", exc_info=outcome.error)
+            result = ImageFailed(f"Cannot get image {pull.reference}: {outcome.error}")
+        for done in pull.waiting:
+            if isinstance(result, Image):
+                self._take(result)
+            done(result)
+
+    def _noted(self, outcome: Outcome[Any]) -> None:
+        if outcome.error is not None:
+            log.warning("the cache of images: %s", outcome.error)
+
+    # In threads
+
+    def _get(self, pull: _Pull) -> Image:
+        try:
+            reference = parse_reference(pull.reference)
+        except ValueError as error:
+            raise ImageFailed(f"Cannot get image: {error}") from error
+        try:
+            here = self._inspect(pull.reference)
+            if here is not None and (reference.is_digest or self._is_current(pull, here)):
+                self._mark_used(here["Id"])
+                return _image(pull.reference, here)
+            try:
+                self._check_size(pull, reference)
+                self._pull(pull, reference)
+            except (ImageFailed, DockerException, *Unanswered) as error:
+                if isinstance(error, ImageFailed) or here is None:
+                    raise
+                log.info("image %s: %s; the one that is here is used", pull.reference, error)
+                self._mark_used(here["Id"])
+                return _image(pull.reference, here)
+            found = self._inspect(pull.reference)
+            if found is None:
+                raise ImageFailed(f"Cannot get image {pull.reference}: it was removed at once")
+            if here is None or here["Id"] != found["Id"]:
+                self._mark(found["Id"])
+            else:
+                self._mark_used(found["Id"])
+        except APIError as error:
+            raise ImageFailed(self._explain(pull.reference, error)) from error
+        except Unanswered as error:
+            raise ImageFailed(f"Cannot get image {pull.reference}: {error}") from error
+        if self._max_cache_bytes is not None:
+            self._prune(keep=found["Id"])
+        return _image(pull.reference, found)
+
+    def _explain(self, reference: str, error: APIError) -> str:
+        said = explain(error)
+        if isinstance(error, NotFound) or re.search("manifest unknown|not found", said):
+            return f"There is no image {reference}: {said}"
+        return f"Cannot pull image {reference}: {said}"
+
+    def _inspect(self, reference: str) -> dict[str, Any] | None:
+        try:
+            found: dict[str, Any] = self._engine.inspect_image(reference)  # type: ignore[no-untyped-call]
+        except (ImageNotFound, NotFound):
+            return None
+        return found
+
+    def _is_current(self, pull: _Pull, here: dict[str, Any]) -> bool:
+        """Whether the image of a tag is what its registry has; it is if that does not answer."""
+        pull.status = f"Asking for the latest image {pull.reference}"
+        if not here.get("RepoDigests"):
+            # It was built or loaded here; whatever a registry has of that name is another.
+            return True
+        try:
+            said = self._engine.inspect_distribution(  # type: ignore[no-untyped-call]
+                pull.reference
+            )
+            latest = said["Descriptor"]["digest"]
+        except (DockerException, *Unanswered, KeyError) as error:
+            log.info("image %s: %s; the one that is here is used", pull.reference, error)
+            return True
+        return any(digest.endswith(f"@{latest}") for digest in here["RepoDigests"])
+
+    def _check_size(self, pull: _Pull, reference: Reference) -> None:
+        if self._max_image_bytes is None:
+            return
+        pull.status = f"Asking for the size of image {pull.reference}"
+        index = auth.INDEX_NAME if reference.registry == "docker.io" else reference.registry
+        try:
+            found = auth.load_config().resolve_authconfig(index)
+            credentials = {str(k).lower(): str(v) for k, v in (found or {}).items()}
+            size_bytes = image_bytes(reference, credentials, self._architecture())
+        except (Silent, DockerException) as error:
+            log.warning("%s; it is pulled all the same", error)
+            return
+        self._refuse_large(pull, size_bytes)
+
+    def _refuse_large(self, pull: _Pull, size_bytes: int) -> None:
+        assert self._max_image_bytes is not None
+        if size_bytes > self._max_image_bytes:
+            raise ImageFailed(
+                f"The size of image {pull.reference}, {format_size(size_bytes)}, exceeds the "
+                f"maximum image size of this worker, {format_size(self._max_image_bytes)}"
+            )
+
+    def _architecture(self) -> str:
+        if not self._platform:
+            self._platform = str(self._engine.version().get("Arch", "amd64"))
+        return self._platform
+
+    def _pull(self, pull: _Pull, reference: Reference) -> None:
+        pull.status = f"Pulling image {pull.reference}"
+        done: dict[str, int] = {}
+        total: dict[str, int] = {}
+        name = pull.reference.partition("@")[0]
+        head, colon, tag = name.rpartition(":")
+        repository = head if colon and "/" not in tag else name
+        stream = self._engine.pull(repository, tag=reference.version, stream=True, decode=True)
+        for line in stream:
+            if pull.cancelled.is_set():
+                raise _Cancelled(f"Nobody needs image {pull.reference} any more")
+            if "error" in line:
+                raise ImageFailed(
+                    f"There is no image {pull.reference}: {line['error']}"
+                    if re.search("not found|manifest unknown", line["error"])
+                    else f"Cannot pull image {pull.reference}: {line['error']}"
+                )
+            detail = line.get("progressDetail") or {}
+            layer = str(line.get("id", ""))
+            if line.get("status") == "Downloading" and detail.get("total"):
+                done[layer], total[layer] = int(detail.get("current", 0)), int(detail["total"])
+            elif line.get("status") in ("Download complete", "Pull complete") and layer in total:
+                done[layer] = total[layer]
+            if total:
+                pull.status = (
+                    f"Pulling image {pull.reference}: {format_size(sum(done.values()))} of "
+                    f"{format_size(sum(total.values()))}"
+                )
+
+    # The cache
+
+    def _mark(self, image_id: str) -> None:
+        """A worker brought the image: say so, and that it is in use now."""
+        now = self._now()
+        self._engine.tag(image_id, CACHE, _mark_of(image_id, now))
+        self._marked[image_id] = now
+
+    def _mark_used(self, image_id: str) -> None:
+        """Note the use of an image, if a worker brought it."""
+        now = self._now()
+        last = self._marked.get(image_id)
+        if last is not None and now - last < USED_SECONDS:
+            return
+        with suppress(DockerException, *Unanswered):
+            found = self._inspect(image_id)
+            marks = [t for t in (found or {}).get("RepoTags") or () if t.startswith(f"{CACHE}:")]
+            if not marks:
+                self._marked[image_id] = now  # not ours: it is not looked at again so soon
+                return
+            self._mark(image_id)
+            for mark in marks:
+                if mark != f"{CACHE}:{_mark_of(image_id, now)}":
+                    with suppress(APIError):  # another worker did it
+                        self._engine.remove_image(mark, noprune=True)
+
+    def _prune(self, keep: str = "") -> None:
+        """Remove images that workers brought, least recently used first, until they fit."""
+        assert self._max_cache_bytes is not None
+        with self._pruning:
+            found: dict[str, tuple[float, int, list[str]]] = {}
+            for image in self._engine.images(filters={"reference": CACHE}):
+                tags = image.get("RepoTags") or []
+                used = [_used_at(tag) for tag in tags if tag.startswith(f"{CACHE}:")]
+                if used:
+                    found[image["Id"]] = (max(used), int(image["Size"]), tags)
+            total = sum(size_bytes for _, size_bytes, _ in found.values())
+            if total <= self._max_cache_bytes:
+                return
+            containers = {c.get("ImageID") for c in self._engine.containers(all=True)}
+            for image_id, (used_at, size_bytes, _) in sorted(
+                found.items(), key=lambda item: item[1][0]
+            ):
+                if total <= self._max_cache_bytes:
+                    return
+                if image_id == keep or image_id in self._in_use or image_id in containers:
+                    continue
+                if image_id not in self._marked and self._now() - used_at < USED_SECONDS:
+                    continue  # another worker may be about to start a run with it
+                if self._evict(image_id):
+                    total -= size_bytes
+
+    def _evict(self, image_id: str) -> bool:
+        self._known = {r: k for r, k in self._known.items() if k[0].id != image_id}
+        image = self._inspect(image_id)
+        if image is None:
+            return True
+        tags = [tag for tag in image.get("RepoTags") or () if not tag.startswith(f"{CACHE}:")]
+        marks = [tag for tag in image.get("RepoTags") or () if tag.startswith(f"{CACHE}:")]
+        try:
+            for name in [*tags, *(image.get("RepoDigests") or ()), *marks]:
+                with suppress(NotFound):
+                    self._engine.remove_image(name)
+        except APIError as error:
+            log.info("the image %s stays: %s", image_id, explain(error))
+            return False
+        self._marked.pop(image_id, None)
+        log.info("removed the image %s to make room", (tags or [image_id])[0])
+        return True
+
+
+def _mark_of(image_id: str, when: float) -> str:
+    return f"{image_id.removeprefix('sha256:')[:16]}.{int(when)}"
+
+
+def _used_at(tag: str) -> float:
+    stamp = tag.rpartition(".")[2]
+    return float(stamp) if stamp.isdigit() else 0.0
+
+
+def _image(reference: str, found: dict[str, Any]) -> Image:
+    name = reference.partition("@")[0]
+    head, colon, tag = name.rpartition(":")
+    repository = head if colon and "/" not in tag else name
+    digests = [d for d in found.get("RepoDigests") or () if not d.startswith(f"{CACHE}@")]
+    same = [digest for digest in digests if digest.partition("@")[0] == repository]
+    return Image(reference, found["Id"], (same or digests or [""])[0])
