@@ -17,6 +17,7 @@ from worker_process import WorkerProcess
 from bundles.archive import ChunkStream, unpack
 from bundles.client import Client
 from bundles.model import FINAL_STATES, Bundle, new_uuid
+from worker.runtimes.docker import WORKER_LABEL
 
 PATIENCE_SECONDS = 60.0
 
@@ -127,10 +128,11 @@ class Containers:
         return "\n".join(worker.log[-3000:] for worker in self.workers.values())
 
     def left(self) -> list[str]:
-        """Containers and networks in the engine that are not its own."""
-        containers = self.engine.command("ps", "--all", "--format", "{{.Names}}").split()
-        networks = self.engine.command("network", "ls", "--format", "{{.Name}}").split()
-        return containers + [name for name in networks if name not in ("host", "none", "bridge")]
+        """Containers and networks of our workers in the engine, which CodaLab's workers share."""
+        ours = ("--filter", f"label={WORKER_LABEL}")
+        containers = self.engine.command("ps", "--all", *ours, "--format", "{{.Names}}").split()
+        networks = self.engine.command("network", "ls", *ours, "--format", "{{.Name}}").split()
+        return containers + networks
 
     def inspect(self, uuid: str) -> dict[str, Any]:
         """What the engine knows of a run's container."""
@@ -139,12 +141,18 @@ class Containers:
         found: dict[str, Any] = json.loads(self.engine.command("inspect", name))[0]
         return found
 
+    def settle(self) -> None:
+        """Wait until the workers know that their runs have ended: the server knows it first."""
+        eventually(lambda: not [*self.work.glob("workers/*/runs/*")], "the runs are forgotten")
+
     def leave(self) -> None:
         """Every worker ends when asked to, and nothing of any is left."""
+        self.settle()
         for worker in self.workers.values():
             code = worker.stop()
             assert code == 0, f"{code}: {worker.log}"
-        assert self.left() == []
+        left = self.left()
+        assert left == [], left
         for worker in self.workers.values():
             assert [f for f in worker.left_files() if not f.startswith("dependencies/")] == []
             assert worker.stray_commands() == []

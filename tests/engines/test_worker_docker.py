@@ -270,6 +270,7 @@ def test_two_workers_share_an_engine_and_remove_nothing_of_each_other(
     until_here(containers, second)
     go(containers, first)
     assert containers.end(first).state == "ready"
+    eventually(lambda: not [*containers.work.glob("workers/w1/runs/*")], "it is forgotten")
     assert containers.workers["w1"].stop() == 0
     names = containers.left()
     assert [name for name in names if second in name]

@@ -73,6 +73,7 @@ def test_a_tag_that_moved_is_pulled_anew_and_an_absent_registry_does_not_matter(
     stand.start()
     first = stand.run("echo $(< /mark)", image=image)
     assert stand.end(first).state == "ready"
+    stand.settle()
     assert stand.worker().stop() == 0
     older = stand.engine.command("images", "--quiet", image).strip()
     stand.engine.command("tag", older, "localhost/kept:1")
@@ -82,6 +83,7 @@ def test_a_tag_that_moved_is_pulled_anew_and_an_absent_registry_does_not_matter(
     second = stand.run("echo $(< /mark)", image=image)
     assert stand.end(second).state == "ready"
     assert stand.read(second) == "new\n"
+    stand.settle()
     assert stand.worker().stop() == 0
     registry.halt()
     stand.start()
