@@ -29,11 +29,6 @@ class TornRecord(Exception):
     """The file of a run cannot be read, so nobody knows what it was about."""
 
 
-def run_path(runs: Path, key: str) -> Path:
-    """The directory of a run."""
-    return runs / key
-
-
 def save(runs: Path, run: Run) -> None:
     """Write the run, whole or not at all. Raises OSError (a full disk)."""
     place = f"{runs}/{run.key}"
