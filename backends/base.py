@@ -1,8 +1,9 @@
-"""The contract that a backend is written against: four verbs, their values, their errors.
+"""The contract that a backend is written against: five verbs, their values, their errors.
 
-A backend turns launch requests into jobs of one compute service, lists them, ends them and reads
-their output. It decides nothing: how many workers there should be is the manager's business. A
-backend imports its service's SDK inside its own module only, and nothing else of this project.
+A backend turns launch requests into jobs of one compute service, lists them, ends them, reads
+their output, and says what is wrong with its configuration. It decides nothing: how many workers
+there should be is the manager's business. A backend imports its service's SDK inside its own
+package only, and nothing else of this project.
 """
 
 from __future__ import annotations
@@ -10,13 +11,16 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
 POOL_PATTERN = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]{0,46}[A-Za-z0-9])?")
 """What a pool may be called: its name ends up in job names, labels and directory names."""
+
+KEY = "@LAUNCH-KEY@"
+"""Stands for the text of the launch key, in a request's ``argv`` and in a work directory."""
 
 _KEY_PATTERN = re.compile(rf"({POOL_PATTERN.pattern})-(\d+)-([0-9a-f]{{8}})")
 
@@ -25,12 +29,20 @@ class BackendError(Exception):
     """A compute service did not do what was asked; the message is one sentence for a person.
 
     Every error of a service's SDK is mapped to exactly one of the subclasses, because the class
-    decides what the manager does next.
+    decides what the manager does next: by the service's error code, not by the SDK's class.
     """
 
 
 class Throttled(BackendError):
-    """The service asks to be called less often: nothing was done, call again later."""
+    """The service asks to be called less often: nothing was done, call again later.
+
+    Raised after the backend's own bounded retries. ``retry_after_seconds``: the service's own
+    word on when, None if it had none.
+    """
+
+    def __init__(self, message: str, retry_after_seconds: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
 
 
 class OutOfCapacity(BackendError):
@@ -71,6 +83,12 @@ class LaunchKey:
         return cls(pool, sequence, secrets.token_hex(4))
 
     @classmethod
+    def make_row(cls, pool: str, first: int, number: int) -> list[LaunchKey]:
+        """Keys of one random and consecutive sequences, which a job array can count off."""
+        random = secrets.token_hex(4)
+        return [cls(pool, first + offset, random) for offset in range(number)]
+
+    @classmethod
     def parse(cls, text: str) -> LaunchKey | None:
         """The key that ``text`` spells, or None when it spells none."""
         match = _KEY_PATTERN.fullmatch(text)
@@ -93,9 +111,10 @@ class JobResources:
 class LaunchRequest:
     """One worker to launch: what to run, and with what.
 
-    ``argv`` is the worker's whole command line; it never holds a secret. ``environment`` may be
-    shown and stored by the service; ``secrets`` may not: how they travel (a secret store, a 0600
-    file, the process environment) is the backend's choice.
+    ``argv`` is the worker's whole command line, with KEY wherever the key belongs, so that the
+    requests of one launch differ in their keys alone; it never holds a secret. ``environment``
+    may be shown and stored by the service; ``secrets`` may not: how they travel (a secret store,
+    a 0600 file, the process environment) is the backend's choice.
     """
 
     key: LaunchKey
@@ -103,6 +122,30 @@ class LaunchRequest:
     resources: JobResources
     environment: Mapping[str, str] = field(default_factory=dict)
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """``argv`` with the key in its places."""
+        return tuple(word.replace(KEY, str(self.key)) for word in self.argv)
+
+
+def rows(requests: Sequence[LaunchRequest], longest: int) -> list[list[LaunchRequest]]:
+    """``requests`` in order, cut into rows that one job array can launch: consecutive sequences
+    of one random, alike but for their keys, at most ``longest`` each."""
+    cut: list[list[LaunchRequest]] = []
+    for request in requests:
+        last = cut[-1][-1] if cut else None
+        follows = (
+            last is not None
+            and len(cut[-1]) < longest
+            and request.key == replace(last.key, sequence=last.key.sequence + 1)
+            and replace(request, key=last.key) == last
+        )
+        if follows:
+            cut[-1].append(request)
+        else:
+            cut.append([request])
+    return cut
 
 
 class JobState(StrEnum):
@@ -116,12 +159,31 @@ class JobState(StrEnum):
     """Its worker does not run any more, or never will."""
 
 
+class EndCause(StrEnum):
+    """Why a job ended, as far as its service says."""
+
+    FINISHED = "finished"
+    """The worker left by itself with exit code 0."""
+    FAILED = "failed"
+    """The worker left with another code, or could not be started."""
+    PREEMPTED = "preempted"
+    """The service took the machine back, or lost it: nobody's fault, and a new one may do."""
+    OUT_OF_CAPACITY = "out of capacity"
+    """The service gave up waiting for a machine."""
+    KILLED_BY_US = "killed by us"
+    KILLED_BY_OTHERS = "killed by others"
+    """Somebody else ended it: a person, an administrator, a time limit of the service."""
+    UNKNOWN = "unknown"
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """One worker job as its service describes it. Times are seconds since the epoch.
 
-    ``exit_code`` is the worker's, None while it runs or when nobody saw it; ``why`` is the
-    service's own word on an end. ``worker_id`` is the text of the key where there is a key.
+    ``exit_code`` is the worker's, None while it runs or when nobody saw it. ``cause`` says why it
+    ended, None while it has not; ``why`` is the service's own word on the state that it is in:
+    what a pending one waits for, how an ended one ended. ``worker_id`` is the text of the key
+    where there is a key.
     """
 
     id: str
@@ -133,6 +195,24 @@ class Job:
     ended: float | None = None
     exit_code: int | None = None
     why: str = ""
+    cause: EndCause | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """What a dry run would have asked of the service: text for a person, without any secret."""
+
+    text: str
+
+
+class Idempotency(StrEnum):
+    """What makes a launch that is repeated with the same key the same job."""
+
+    SERVICE = "service"
+    """The service itself refuses or returns a second job of one key."""
+    LOOKUP = "lookup"
+    """The backend writes its intent down in its directory, and looks for a job of the key before
+    it asks again, as well as the service can answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,18 +220,40 @@ class Capabilities:
     """What the manager may count on.
 
     ``launches_per_call``: how many workers one call to the service launches (job arrays).
-    ``repeatable``: a launch repeated with the same key is the same job, even after a crash.
+    ``idempotency``: what makes a launch repeatable, also after a crash.
     ``ended_listed_seconds``: how long ended jobs stay in the list; 0 when they are never in it.
     ``listing_lag_seconds``: how long after its launch a job may be missing from the list.
+    ``shares_files``: workers see this machine's files, so this installation can be their program;
+    otherwise their program is the `bundle-worker` of their image.
+    ``worker_runtime``: what the workers should run bundles with (`bundle-worker --runtime`).
+    ``preemptible``: the service may take the machines back at any time.
     """
 
     launches_per_call: int
-    repeatable: bool
+    idempotency: Idempotency
     ended_listed_seconds: float
     listing_lag_seconds: float = 0.0
+    shares_files: bool = False
+    worker_runtime: str = "auto"
+    preemptible: bool = False
 
 
-LaunchResult = Job | BackendError
+LaunchResult = Job | Preview | BackendError
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that `check` looked at.
+
+    ``subject``: the option or place, such as `--job-queue`; ``sentence``: what was found, with
+    its value; ``error``: None when all is well, else what a launch would meet. ``remedy``: what a
+    person can do about it, "" when all is well.
+    """
+
+    subject: str
+    sentence: str
+    error: BackendError | None = None
+    remedy: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,16 +282,25 @@ class Backend(Protocol):
     @property
     def capabilities(self) -> Capabilities: ...
 
-    def work_directory(self, key: LaunchKey) -> str:
-        """Where the worker of this key keeps its files, as its own machine names it. No I/O."""
+    @property
+    def work_directory(self) -> str:
+        """Where a worker keeps its files, as its own machine names it, with KEY in it if every
+        worker has one of its own. No I/O."""
         ...
 
-    def launch(self, requests: Sequence[LaunchRequest]) -> list[LaunchResult]:
+    def check(self) -> list[Finding]:
+        """What is right and wrong with this configuration. Changes nothing, and never raises."""
+        ...
+
+    def launch(
+        self, requests: Sequence[LaunchRequest], *, dry_run: bool = False
+    ) -> list[LaunchResult]:
         """Launch one job for each request: one result per request, in order.
 
-        A key that was launched before gives the job that it has (where ``repeatable``). An error
-        concerns its own request only and is returned, never raised. Unreachable means that the
-        job may exist; after any other error it does not.
+        A key that was launched before gives the job that it has. An error concerns its own
+        request only and is returned, never raised. Unreachable means that the job may exist;
+        after any other error it does not. ``dry_run``: nothing is asked of the service or
+        written; each result is a Preview, or the error that can be told beforehand.
         """
         ...
 

@@ -21,6 +21,7 @@ import errno
 import fcntl
 import json
 import os
+import shlex
 import shutil
 import signal
 import struct
@@ -33,9 +34,13 @@ from typing import Any
 import click
 
 from backends.base import (
+    KEY,
     BackendError,
     Capabilities,
     Context,
+    EndCause,
+    Finding,
+    Idempotency,
     Invalid,
     Job,
     JobState,
@@ -43,6 +48,7 @@ from backends.base import (
     LaunchRequest,
     LaunchResult,
     OutOfCapacity,
+    Preview,
     QuotaExceeded,
     Unauthorized,
     Unreachable,
@@ -135,18 +141,37 @@ class LocalProcess:
     @property
     def capabilities(self) -> Capabilities:
         return Capabilities(
-            launches_per_call=1, repeatable=True, ended_listed_seconds=ENDED_KEPT_SECONDS
+            launches_per_call=1,
+            idempotency=Idempotency.SERVICE,
+            ended_listed_seconds=ENDED_KEPT_SECONDS,
+            shares_files=True,
+            worker_runtime="process",
         )
 
-    def work_directory(self, key: LaunchKey) -> str:
+    @property
+    def work_directory(self) -> str:
         prefix = self._context.work_directory_prefix
         if prefix:
-            return str(Path(prefix).expanduser().absolute() / str(key))
-        return str(self._directory / str(key) / "work")
+            return str(Path(prefix).expanduser().absolute() / KEY)
+        return str(self._directory / KEY / "work")
 
     # Launch
 
-    def launch(self, requests: Sequence[LaunchRequest]) -> list[LaunchResult]:
+    def check(self) -> list[Finding]:
+        subject = "the home"
+        place = self._directory
+        while not place.exists():
+            place = place.parent
+        if os.access(place, os.W_OK | os.X_OK):
+            return [Finding(subject, f"jobs can be kept in {self._directory}")]
+        error = Unauthorized(f"{place} cannot be written to")
+        return [Finding(subject, str(error), error, "give another with --home")]
+
+    def launch(
+        self, requests: Sequence[LaunchRequest], *, dry_run: bool = False
+    ) -> list[LaunchResult]:
+        if dry_run:
+            return [Preview(shlex.join(request.command)) for request in requests]
         results: list[LaunchResult] = []
         for request in requests:
             try:
@@ -179,12 +204,12 @@ class LocalProcess:
                 record = {
                     "key": str(request.key),
                     "owner": self._context.owner,
-                    "argv": request.argv,
+                    "argv": request.command,
                     "created": self._clock(),
                 }
                 _write(place / "record", json.dumps(record))
                 _write(place / "script", SCRIPT)
-                self._spawn(place, lock, request.argv, environment)
+                self._spawn(place, lock, request.command, environment)
         finally:
             os.close(lock)
         job = self._job(place, request.key)
@@ -260,10 +285,11 @@ class LocalProcess:
         _reap(process)
         text = _read(place / "exit").strip()
         exit_code = int(text) if text.isdigit() else None
+        was_asked = bool(_read(place / "ending"))
         if exit_code is not None:
             why = f"killed by signal {exit_code - 128}" if exit_code > 128 else ""
         elif process:
-            why = "killed by force" if _read(place / "ending") else "its process is gone"
+            why = "killed by force" if was_asked else "its process is gone"
         else:
             why = "never started"
         last = place / ("exit" if exit_code is not None else "process" if process else "record")
@@ -277,6 +303,7 @@ class LocalProcess:
             ended=_modified(last),
             exit_code=exit_code,
             why=why,
+            cause=_cause(exit_code, was_asked=was_asked, had_process=bool(process)),
         )
 
     # End
@@ -364,7 +391,7 @@ class LocalProcess:
             return
         import psutil
 
-        homes = f"{self.work_directory(job.key)}/"
+        homes = f"{self.work_directory.replace(KEY, str(job.key))}/"
         for process in psutil.process_iter():
             with suppress(psutil.Error):
                 if process.environ().get("HOME", "").startswith(homes):
@@ -374,6 +401,16 @@ class LocalProcess:
 
 _LOCK = "hhqqi4x"
 """struct flock: type, whence, start, length, pid."""
+
+
+def _cause(exit_code: int | None, *, was_asked: bool, had_process: bool) -> EndCause:
+    if exit_code == 0:
+        return EndCause.FINISHED
+    if was_asked:
+        return EndCause.KILLED_BY_US
+    if exit_code is None:
+        return EndCause.KILLED_BY_OTHERS if had_process else EndCause.UNKNOWN
+    return EndCause.KILLED_BY_OTHERS if exit_code > 128 else EndCause.FAILED
 
 
 def _take(descriptor: int) -> bool:

@@ -7,12 +7,15 @@ import sys
 from dataclasses import dataclass
 from pathlib import PurePath
 
+from backends.base import Capabilities
+
 
 @dataclass(frozen=True, slots=True)
 class WorkerOptions:
     """What the operator wants of every worker; the names are those of cl-worker-manager.
 
-    ``executable``: a command, split as a shell does; None is this Python's `-m worker`.
+    ``executable``: a command, split as a shell does; None is the `bundle-worker` of the workers'
+    image, or where workers see our files this Python's `-m worker`.
     """
 
     executable: str | None = None
@@ -33,19 +36,22 @@ class WorkerOptions:
     @property
     def is_codalab(self) -> bool:
         """Whether the workers are CodaLab's own, which know CodaLab's flags alone."""
-        return PurePath(self.command[0]).name == "cl-worker"
+        words = shlex.split(self.executable or "")
+        return bool(words) and PurePath(words[0]).name == "cl-worker"
 
-    @property
-    def command(self) -> list[str]:
+    def command(self, *, shares_files: bool) -> list[str]:
         """The executable and its first arguments. Raises ValueError when it cannot be split."""
-        if self.executable is None:
+        if self.executable is not None:
+            return shlex.split(self.executable)
+        if shares_files:
             # -P: a folder named worker where the manager was started must not be taken for ours.
             return [sys.executable, "-P", "-m", "worker"]
-        return shlex.split(self.executable)
+        return ["bundle-worker"]
 
 
 def worker_command(
     options: WorkerOptions,
+    capabilities: Capabilities,
     *,
     server: str,
     worker_id: str,
@@ -60,7 +66,7 @@ def worker_command(
     only memory can be bounded; it offers every cpu and gpu that it sees.
     """
     argv = [
-        *options.command,
+        *options.command(shares_files=capabilities.shares_files),
         "--server",
         server,
         "--verbose",
@@ -95,11 +101,11 @@ def worker_command(
         argv += ["--checkin-frequency-seconds", str(options.checkin_frequency_seconds)]
     if options.shared_memory_size_gb:
         argv += ["--shared-memory-size-gb", str(options.shared_memory_size_gb)]
-    if options.preemptible:
+    if options.preemptible or capabilities.preemptible:
         argv += ["--preemptible"]
     argv += ["--max-memory", f"{memory_bytes // 1024**2}m"]
     if gpus == 0:
         argv += ["--gpuset", "NONE"]
     if not options.is_codalab:
-        argv += ["--cpus", str(cpus), "--runtime", "process"]
+        argv += ["--cpus", str(cpus), "--runtime", capabilities.worker_runtime]
     return argv

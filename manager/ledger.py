@@ -182,9 +182,7 @@ class Ledger:
         now = self._clock()
         with self._transaction():
             row = self._rows("SELECT sequence FROM pool WHERE name = ?", (pool,))[0]
-            keys = [
-                LaunchKey.make(pool, row["sequence"] + offset) for offset in range(1, number + 1)
-            ]
+            keys = LaunchKey.make_row(pool, row["sequence"] + 1, number)
             self._database.execute(
                 "UPDATE pool SET sequence = sequence + ?, last_launch = ? WHERE name = ?",
                 (number, now, pool),

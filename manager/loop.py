@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from backends.base import (
+    KEY,
     Backend,
     BackendError,
     Job,
@@ -23,6 +24,7 @@ from backends.base import (
     LaunchKey,
     LaunchRequest,
     LaunchResult,
+    Preview,
     Unreachable,
 )
 from bundles.errors import BundlesError, NotAuthenticated
@@ -61,19 +63,21 @@ class Launcher:
     resources: JobResources
     credentials: Credentials
 
-    def request(
-        self, key: LaunchKey, work_directory: str, secrets: Mapping[str, str]
-    ) -> LaunchRequest:
+    def requests(
+        self, keys: Sequence[LaunchKey], backend: Backend, secrets: Mapping[str, str]
+    ) -> list[LaunchRequest]:
+        """A request for each key; they differ in nothing else."""
         argv = worker_command(
             self.options,
+            backend.capabilities,
             server=self.server,
-            worker_id=str(key),
-            work_directory=work_directory,
+            worker_id=KEY,
+            work_directory=backend.work_directory,
             cpus=self.resources.cpus,
             gpus=self.resources.gpus,
             memory_bytes=self.resources.memory_bytes,
         )
-        return LaunchRequest(key, tuple(argv), self.resources, secrets=secrets)
+        return [LaunchRequest(key, tuple(argv), self.resources, secrets=secrets) for key in keys]
 
     def secrets(self, client: Client) -> dict[str, str]:
         """The environment by which a worker shows who it is: a fresh worker token, else CodaLab's.
@@ -181,11 +185,7 @@ class PoolManager:
                 secrets = self.launcher.secrets(self.client)
             log.info("%s", decision.summary())
             keys = self.ledger.intend(self.pool, decision.launch)
-            requests = [
-                self.launcher.request(key, self.backend.work_directory(key), secrets)
-                for key in keys
-            ]
-            launched = self.backend.launch(requests)
+            launched = self.backend.launch(self.launcher.requests(keys, self.backend, secrets))
             self._settle(keys, launched)
             results += [_result(key, outcome) for key, outcome in zip(keys, launched, strict=True)]
         if decision.end:
@@ -201,6 +201,7 @@ class PoolManager:
             if isinstance(result, Job):
                 outcomes.append((key, Outcome.LAUNCHED, result.id, None))
                 continue
+            assert not isinstance(result, Preview), "nobody asked for a dry run"
             errors[str(result)] = errors.get(str(result), 0) + 1
             if not isinstance(result, Unreachable):
                 outcomes.append((key, Outcome.REFUSED, None, str(result)))

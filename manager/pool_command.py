@@ -136,7 +136,7 @@ def _pool(backend_name: str, settings: dict[str, Any]) -> Pool:
         preemptible=settings["worker_preemptible"],
     )
     try:
-        if not worker.command:
+        if not worker.command(shares_files=True):
             raise ValueError("it is empty")
     except ValueError as error:
         raise click.UsageError(

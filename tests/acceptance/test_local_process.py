@@ -16,6 +16,7 @@ import pytest
 from managing import kill_jobs
 
 from backends.base import (
+    KEY,
     Context,
     Invalid,
     Job,
@@ -179,7 +180,7 @@ def test_what_a_worker_that_was_killed_for_good_left_running_is_ended(
     backend: LocalProcess, tmp_path: Path
 ) -> None:
     key = LaunchKey.make("p", 1)
-    home = f"{backend.work_directory(key)}/runs/one"
+    home = f"{backend.work_directory.replace(KEY, str(key))}/runs/one"
     script = f"HOME={home} setsid sleep 1000 9>&- & echo $! > stray; wait"
     (job,) = backend.launch([LaunchRequest(key, ("/bin/sh", "-c", script), RESOURCES)])
     assert isinstance(job, Job)

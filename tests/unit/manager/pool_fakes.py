@@ -11,6 +11,8 @@ import orjson
 from backends.base import (
     BackendError,
     Capabilities,
+    Finding,
+    Idempotency,
     Job,
     JobState,
     LaunchKey,
@@ -94,17 +96,21 @@ class FakeBackend:
         self.error: BackendError | None = None
         self.refusal: BackendError | None = None
         self.launched: list[LaunchRequest] = []
-        self.capabilities = Capabilities(1, True, 60.0, lag_seconds)
+        self.capabilities = Capabilities(1, Idempotency.SERVICE, 60.0, lag_seconds)
+        self.work_directory = "/"
 
-    def work_directory(self, key: LaunchKey) -> str:
-        return "/"
+    def check(self) -> list[Finding]:
+        return []
 
     def list_jobs(self) -> list[Job]:
         if self.error:
             raise self.error
         return list(self.jobs)
 
-    def launch(self, requests: Sequence[LaunchRequest]) -> list[LaunchResult]:
+    def launch(
+        self, requests: Sequence[LaunchRequest], *, dry_run: bool = False
+    ) -> list[LaunchResult]:
+        assert not dry_run
         return [self._launch(request) for request in requests]
 
     def _launch(self, request: LaunchRequest) -> LaunchResult:

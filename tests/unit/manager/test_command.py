@@ -3,17 +3,22 @@ from __future__ import annotations
 import sys
 
 import pytest
+from pool_fakes import FakeBackend
 
-from backends.base import JobResources, LaunchKey
+from backends.base import KEY, Capabilities, Idempotency, JobResources, LaunchKey
 from bundles.errors import NotAuthenticated
 from bundles.home import Credentials
 from manager.command import WorkerOptions, worker_command
 from manager.loop import Launcher
 
+LOCAL = Capabilities(1, Idempotency.SERVICE, 0.0, shares_files=True, worker_runtime="process")
+SPOT = Capabilities(1, Idempotency.LOOKUP, 0.0, worker_runtime="docker", preemptible=True)
 
-def argv(options: WorkerOptions, *, gpus: int = 0) -> list[str]:
+
+def argv(options: WorkerOptions, capabilities: Capabilities = LOCAL, *, gpus: int = 0) -> list[str]:
     return worker_command(
         options,
+        capabilities,
         server="http://s",
         worker_id="w",
         work_directory="/d",
@@ -72,6 +77,25 @@ def test_an_executable_may_be_several_words() -> None:
     ]
 
 
+def test_where_workers_have_an_image_their_program_is_its_bundle_worker() -> None:
+    assert argv(WorkerOptions(), SPOT)[0] == "bundle-worker"
+
+
+def test_a_worker_is_told_by_its_backend_what_to_run_bundles_with_and_that_it_may_vanish() -> None:
+    line = " ".join(argv(WorkerOptions(), SPOT))
+    assert line.endswith("--cpus 2 --runtime docker")
+    assert "--preemptible" in line
+
+
+def test_the_requests_of_one_launch_differ_in_their_keys_alone() -> None:
+    keys = LaunchKey.make_row("p", 4, 3)
+    requests = launcher(Credentials(token="t")).requests(keys, FakeBackend(), {})
+    assert len({request.argv for request in requests}) == 1
+    assert KEY in requests[0].argv
+    for key, request in zip(keys, requests, strict=True):
+        assert request.command[request.argv.index(KEY)] == str(key)
+
+
 class Server:
     """What a Launcher asks of a client."""
 
@@ -109,7 +133,9 @@ def test_our_own_token_is_never_handed_to_a_worker() -> None:
 
 def test_no_secret_is_on_the_command_line_or_shown_with_the_request() -> None:
     key = LaunchKey.make("p", 1)
-    request = launcher(Credentials(token="t")).request(key, "/d", {"WORKER_MANAGER_TOKEN": "hush"})
+    (request,) = launcher(Credentials(token="t")).requests(
+        [key], FakeBackend(), {"WORKER_MANAGER_TOKEN": "hush"}
+    )
     assert "hush" not in " ".join(request.argv)
     assert "hush" not in repr(request)
     assert request.secrets == {"WORKER_MANAGER_TOKEN": "hush"}
