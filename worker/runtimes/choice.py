@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 
 from worker.loop import Loop
+from worker.runs import RuntimeFactory
 from worker.runtimes.base import Ended, Runtime
 from worker.settings import Settings
-from worker.worker import RuntimeFactory
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,220 @@
+"""When a worker leaves, and how: what becomes of its runs, and what the server is told."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import partial
+
+from bundles.client import Client
+from bundles.errors import BundlesError
+from bundles.exits import WorkerExit
+from worker.checkin import Reporter, Trouble
+from worker.loop import Loop, Outcome, Pool, Timer
+from worker.runs import Runs
+from worker.settings import Settings
+from worker.stages import GiveBack, Revoked, Stage
+
+log = logging.getLogger(__name__)
+
+START_PATIENCE_SECONDS = 60.0
+"""How long a worker without runs waits for a server at its start."""
+AWAY_PATIENCE_SECONDS = 24 * 3600.0
+"""How long one keeps its runs for a server that is away, or does not take its credentials."""
+IDLE_AWAY_SECONDS = 60.0
+"""How long an idle worker that should leave waits to say so to a server that is away."""
+LAST_WORDS_SECONDS = 3.0
+GIVE_BACK_SECONDS = 15.0
+CHECKOUT_SECONDS = 5.0
+
+
+class Departure:
+    """For the loop's thread. ``is_ending``: nothing more is taken; ``is_leaving``: nothing more is
+    done, either."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        client: Client,
+        loop: Loop,
+        reporter: Reporter,
+        runs: Runs,
+        requests: Pool,
+        is_expecting: Callable[[], bool],
+    ) -> None:
+        """``is_expecting``: whether a run may be about to come."""
+        self.is_ending = False
+        self.is_leaving = False
+        self.exit = WorkerExit.FAILED
+        self._settings = settings
+        self._client = client
+        self._loop = loop
+        self._reporter = reporter
+        self._runs = runs
+        self._requests = requests
+        self._is_expecting = is_expecting
+        self._runs_started = 0
+        self._idle_since = loop.clock()
+        self._idle_timer: Timer | None = None
+        self._is_started = False
+        self._was_idle = False
+
+    @property
+    def runs_left(self) -> int | None:
+        """How many more runs there are to be; None: no such limit."""
+        limit = self._settings.exit_after_num_runs
+        return None if limit is None else max(0, limit - self._runs_started)
+
+    def started(self) -> None:
+        """The server has answered for the first time."""
+        self._is_started = True
+        if self._reporter.is_batch:
+            self.consider()
+
+    def accepted(self) -> None:
+        """There is a run more."""
+        self._runs_started += 1
+        self._rest()
+
+    def removed(self) -> None:
+        """There is a run less."""
+        if not self._runs.held:
+            self._idle_since = self._loop.clock()
+        self.consider()
+
+    def terminate(self) -> None:
+        """A signal asks the worker to end. The second one is not argued with."""
+        if self.is_ending or self.is_leaving:
+            self._finish(WorkerExit.TERMINATED)
+            return
+        self.is_ending = True
+        if all(held.run.stage is Stage.FINISHED for held in self._runs.held.values()):
+            self._was_idle = True
+            self.consider()  # or once the last one is removed
+        else:
+            self.let_go()
+
+    def let_go(self) -> None:
+        """Give the runs back, or leave them as they are, as the options say, and leave."""
+        if self._settings.pass_down_termination:
+            log.info("giving %d runs back", len(self._runs.held))
+            for held in list(self._runs.held.values()):
+                self._runs.apply(held, GiveBack())
+            self._reporter.now()
+            self._loop.call_later(
+                GIVE_BACK_SECONDS, partial(self._check_out, "terminated", WorkerExit.TERMINATED)
+            )
+        else:
+            log.info("leaving %d runs as they are: start this worker again", len(self._runs.held))
+            self.say_last_words(WorkerExit.TERMINATED)
+
+    def say_last_words(self, code: WorkerExit) -> None:
+        """Leave with one more check-in, whatever is under way."""
+        self._leave()
+        self._reporter.last_words(partial(self._finish, code))
+        self._loop.call_later(LAST_WORDS_SECONDS, partial(self._finish, code))
+
+    def troubled(self, trouble: Trouble, error: BundlesError) -> None:
+        """See worker.checkin.Speaker."""
+        if self.is_leaving:
+            return
+        since = self._reporter.failing_since
+        lasted = self._loop.clock() - since if since is not None else 0.0
+        is_new = not self._reporter.has_answered and not self._runs.held
+        if trouble is Trouble.REPLACED:
+            log.error("this worker stops: %s", error)
+            self._give_up_runs(WorkerExit.REPLACED)
+        elif trouble is Trouble.UNAUTHORIZED and (is_new or lasted > AWAY_PATIENCE_SECONDS):
+            self._give_up(WorkerExit.UNAUTHORIZED, error)
+        elif trouble is Trouble.REFUSED and is_new:
+            self._give_up(WorkerExit.USAGE, error)
+        elif trouble is Trouble.AWAY and lasted > (
+            START_PATIENCE_SECONDS if is_new else AWAY_PATIENCE_SECONDS
+        ):
+            self._give_up(WorkerExit.UNREACHABLE, error)
+        else:
+            self.consider()
+
+    def consider(self) -> None:
+        """Leave, if there is a reason to and nothing left to do."""
+        if self._runs.held or self._is_expecting():
+            return
+        if self.is_leaving:
+            if self.exit is WorkerExit.REPLACED:
+                self._finish(self.exit)
+            return
+        settings = self._settings
+        if self.is_ending:
+            code = WorkerExit.FINISHED if self._was_idle else WorkerExit.TERMINATED
+            self._check_out("terminated", code)
+            return
+        if self.runs_left == 0:
+            if self._reporter.may_stop_listening:
+                self._check_out("it ran as many bundles as it should", WorkerExit.FINISHED)
+            return
+        if not settings.exit_when_idle or not self._is_started:
+            return
+        idle = self._loop.clock() - self._idle_since
+        since = self._reporter.failing_since
+        needed = settings.idle_seconds
+        if since is not None:
+            # A server that comes back may have work, and wants to hear that we leave.
+            needed = max(needed, since - self._idle_since + IDLE_AWAY_SECONDS)
+        if idle >= needed:
+            if self._reporter.may_stop_listening:
+                self._check_out("idle", WorkerExit.FINISHED)
+            return
+        self._rest()
+        self._idle_timer = self._loop.call_later(needed - idle, self.consider)
+
+    def _rest(self) -> None:
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+            self._idle_timer = None
+
+    def _give_up(self, code: WorkerExit, error: BundlesError) -> None:
+        log.error("%s", error)
+        self._finish(code)
+
+    def _give_up_runs(self, code: WorkerExit) -> None:
+        self._leave()
+        self.exit = code
+        self._reporter.close()
+        for held in list(self._runs.held.values()):
+            self._runs.apply(held, Revoked())
+        if not self._runs.held:
+            self._finish(code)
+        self._loop.call_later(GIVE_BACK_SECONDS, partial(self._finish, code))
+
+    def _check_out(self, reason: str, code: WorkerExit) -> None:
+        """Tell the server that we leave, and leave, whether it hears it or not."""
+        if self.is_leaving:
+            return
+        self._leave()
+        log.info("leaving: %s", reason)
+        if "checkout" not in self._client.features:
+            # A CodaLab server gives no more bundles to a worker that says it terminates.
+            self.say_last_words(code)
+            return
+        self._reporter.close()
+        session = self._reporter.session
+
+        def done(outcome: Outcome[list[str]]) -> None:
+            if isinstance(outcome.error, BundlesError):
+                log.warning("the server does not know that this worker left: %s", outcome.error)
+            self._finish(code)
+
+        self._requests.submit(
+            partial(self._client.checkout, self._settings.worker_id, session, reason), done
+        )
+        self._loop.call_later(CHECKOUT_SECONDS, partial(self._finish, code))
+
+    def _leave(self) -> None:
+        self.is_leaving = True
+        self._runs.may_start = False
+
+    def _finish(self, code: WorkerExit) -> None:
+        self._leave()
+        self.exit = code
+        self._reporter.close()
+        self._loop.stop()
