@@ -10,6 +10,7 @@ from containers import Containers
 from docker_engine import DockerEngine, Registry
 from postgresql_engine import PostgreSQL
 from serving import Server
+from worker_image import WorkerImage
 
 USERS = tuple(f"user-{number}" for number in range(1, 31))
 
@@ -24,6 +25,16 @@ def docker_engine() -> Iterator[DockerEngine]:
         yield engine
     finally:
         engine.stop()
+
+
+@pytest.fixture(scope="session")
+def worker_image(
+    docker_engine: DockerEngine, tmp_path_factory: pytest.TempPathFactory
+) -> WorkerImage:
+    """The image of deploy/Dockerfile, in the engine that all tests share."""
+    image = WorkerImage(docker_engine)
+    image.build(tmp_path_factory.mktemp("worker-image"))
+    return image
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import host_files
 import psutil
 
 START_SECONDS = 60.0
@@ -137,7 +138,7 @@ class DockerEngine:
 
     def import_base(self) -> None:
         """The image ``IMAGE``: a shell and a few tools, made of this machine's own files."""
-        self.command("import", "-", IMAGE, content=_base_archive())
+        self.command("import", "-", IMAGE, content=host_files.archive(TOOLS))
 
     def import_files(self, reference: str, files: dict[str, bytes]) -> None:
         """An image of these files and nothing else."""
@@ -192,39 +193,3 @@ class DockerEngine:
         for place in sorted(mounted, reverse=True):
             if place.startswith(f"{self.directory}/"):
                 subprocess.run(["umount", "--lazy", place], timeout=60, check=False)
-
-
-def _base_archive() -> bytes:
-    """A tar of the tools, and of the libraries that they are linked with, at their places."""
-    files: dict[str, Path] = {}
-    for tool in TOOLS:
-        found = shutil.which(tool, path="/usr/bin:/bin")
-        assert found is not None, f"this machine has no {tool}"
-        files[f"usr/bin/{tool}"] = Path(found).resolve()
-        for library in _libraries(found):
-            files[_without_links(library)] = library.resolve()
-    files["usr/bin/sh"] = files["usr/bin/bash"]
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        for name in ("bin", "lib", "lib64"):
-            link = tarfile.TarInfo(name)
-            link.type, link.linkname = tarfile.SYMTYPE, f"usr/{name}"
-            archive.addfile(link)
-        tmp = tarfile.TarInfo("tmp")
-        tmp.type, tmp.mode = tarfile.DIRTYPE, 0o1777
-        archive.addfile(tmp)
-        for name, path in files.items():
-            archive.add(path, name)
-    return buffer.getvalue()
-
-
-def _libraries(program: str) -> list[Path]:
-    listed = subprocess.run(["ldd", program], capture_output=True, text=True, check=True).stdout
-    words = [word for line in listed.splitlines() for word in line.split()]
-    return [Path(word) for word in words if word.startswith("/")]
-
-
-def _without_links(library: Path) -> str:
-    """`/lib64/ld.so` as it lies in an image where /lib and /lib64 are links into /usr."""
-    name = str(library).lstrip("/")
-    return name if name.startswith("usr/") else f"usr/{name}"
