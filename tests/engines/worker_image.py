@@ -12,8 +12,8 @@ pull. Its user is 1000:1000, its entry point `bundle-worker`; bundles can run in
 is mounted: `WorkerImage.socket_options` says how.
 
 It is built once a session, in about 40 seconds, which count for the first test that asks for it:
-`pytest.mark.timeout(300)`. No step of it has a network, so that the wheels are gathered before, with
-the pins of constraints.txt.
+mark it with `pytest.mark.timeout(300)`. No step of it has a network, so that the wheels are
+gathered before, with the pins of constraints.txt.
 """
 
 from __future__ import annotations
