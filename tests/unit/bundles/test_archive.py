@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import errno
 import io
 import os
+import subprocess
 import tarfile
+import tracemalloc
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -102,6 +106,11 @@ def test_links_that_leave_and_special_files_are_not_packed(tree: Path) -> None:
         ([link("s", "x"), link("hard", "s", tarfile.LNKTYPE)], "not a file"),
         ([link("null", "", tarfile.CHRTYPE)], "not a file, directory"),
         ([link("pipe", "", tarfile.FIFOTYPE)], "not a file, directory"),
+        ([file("a/" * 300 + "f")], "levels deep"),
+        ([link("d", "", tarfile.DIRTYPE), file("d")], "both as a file and a directory"),
+        ([file("f"), file("f/under")], "both as a file and a directory"),
+        ([link("l", "f"), link("l", "", tarfile.DIRTYPE)], "both as a link and a directory"),
+        ([link("l", "."), link("hard", "l/f", tarfile.LNKTYPE)], "not a file"),
         (
             # Each link stays inside by its text; followed, the second one does not.
             [file("a/b/c/f"), link("a/b/c/l", "../../.."), link("m", "a/b/c/l/../..")],
@@ -147,6 +156,93 @@ def test_a_cut_or_damaged_archive_is_refused(
     destination.mkdir()
     with pytest.raises(UsageError, match="cannot be unpacked"):
         unpack(io.BytesIO(damage(packed(tree))), destination)
+
+
+def test_no_mode_gives_anyone_more_than_its_owner_has(tmp_path: Path) -> None:
+    destination = tmp_path / "out"
+    destination.mkdir()
+    program, data, directory = file("program"), file("data"), link("d", "", tarfile.DIRTYPE)
+    program[0].mode, data[0].mode, directory[0].mode = 0o6777, 0o4066, 0o7777
+    unpack(archive_of(program, data, directory), destination)
+    modes = {path.name: path.stat().st_mode & 0o7777 for path in destination.iterdir()}
+    assert modes == {"program": 0o755, "data": 0o644, "d": 0o755 & ~umask()}
+
+
+def umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def sparse(tmp_path: Path, size_bytes: int) -> Path:
+    """An archive of one file with three bytes at its end and a hole before."""
+    with (tmp_path / "holes").open("wb") as holes:
+        holes.truncate(size_bytes)
+        holes.seek(size_bytes - 3)
+        holes.write(b"end")
+    archive = tmp_path / "sparse.tar.gz"
+    subprocess.run(["tar", "-cSzf", archive, "-C", tmp_path, "holes"], check=True)
+    return archive
+
+
+def test_holes_stay_holes(tmp_path: Path) -> None:
+    destination = tmp_path / "out"
+    destination.mkdir()
+    with sparse(tmp_path, 2**30).open("rb") as archive:
+        assert unpack(archive, destination) == 2**30
+    holes = destination / "holes"
+    assert holes.stat().st_size == 2**30
+    assert holes.stat().st_blocks * 512 < 2**20
+    with holes.open("rb") as content:
+        content.seek(-4, os.SEEK_END)
+        assert content.read() == b"\0end"
+
+
+def test_holes_that_stand_for_more_than_the_disk_has_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    destination = tmp_path / "out"
+    destination.mkdir()
+    real = os.statvfs(tmp_path)
+    little = SimpleNamespace(f_bavail=2**20 // real.f_frsize, f_frsize=real.f_frsize)
+    monkeypatch.setattr(os, "statvfs", lambda _: little)
+    with (
+        sparse(tmp_path, 2**30).open("rb") as archive,
+        pytest.raises(OSError, match="stands for more") as caught,
+    ):
+        unpack(archive, destination)
+    assert caught.value.errno == errno.ENOSPC
+
+
+def test_hard_links_that_stand_for_more_than_the_disk_has_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    destination = tmp_path / "out"
+    destination.mkdir()
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=10, f_frsize=1000))
+    links = [link(f"l{n}", "f", tarfile.LNKTYPE) for n in range(11)]
+    with pytest.raises(OSError, match="stands for more") as caught:
+        unpack(archive_of(file("f", bytes(1000)), *links), destination)
+    assert caught.value.errno == errno.ENOSPC
+
+
+def test_a_great_many_entries_cost_no_memory(tmp_path: Path) -> None:
+    """One small file, its name four thousand times: tarfile would remember each."""
+    destination = tmp_path / "out"
+    destination.mkdir()
+    archive = archive_of(*[file("same")] * 4_000)
+    tracemalloc.start()
+    try:
+        unpack(archive, destination)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 2 * 2**20
+    assert (destination / "same").read_bytes() == b"x"
+
+
+def test_the_same_directory_is_packed_to_the_same_bytes(tree: Path) -> None:
+    assert packed(tree) == packed(tree)
 
 
 def test_a_plain_tar_is_read_too(tmp_path: Path) -> None:
