@@ -14,6 +14,12 @@ from pathlib import Path
 LEFT_OUT = ("site-packages", "test", "idlelib", "lib2to3", "tkinter", "turtledemo", "config-")
 """Of Python's library: what the image does not need, or brings itself."""
 
+OF_WHEELS = (
+    *("libdl.so.2", "libgcc_s.so.1", "libm.so.6", "libpthread.so.0", "librt.so.1"),
+    *("libstdc++.so.6", "libutil.so.1"),
+)
+"""Libraries that every manylinux wheel may take for granted."""
+
 
 def archive(tools: Iterable[str], *, with_python: bool = False) -> bytes:
     """A tar of a small Debian: these programs, a shell, and this Python in /usr/local if wanted."""
@@ -35,6 +41,10 @@ def archive(tools: Iterable[str], *, with_python: bool = False) -> bytes:
         if with_python:
             files |= _python()
         libraries = {library for path in files.values() for library in _libraries(path)}
+        if with_python:
+            (libc,) = (library for library in libraries if library.name == "libc.so.6")
+            beside = (libc.with_name(name) for name in OF_WHEELS)
+            libraries |= {library for library in beside if library.exists()}
         files |= {_name_in_image(library): library.resolve() for library in libraries}
         for name, path in files.items():
             made.add(path, name)
