@@ -31,7 +31,7 @@ lint: $(READY) ## style, types, who imports whom
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-engines: ## install the engines that tests talk to (Debian, as root): PostgreSQL, Docker, CodaLab
+engines: ## install the engines that tests talk to (Debian, as root): PostgreSQL, Docker, Slurm, CodaLab
 	tests/engines/install
 
 bench: $(READY) ## measure what docs/performance.md claims

@@ -32,6 +32,13 @@ def find_registry() -> Path | None:
     return Path(found) if found else None
 
 
+def find_slurm() -> Path | None:
+    """`slurmctld`, of which the tests start a cluster of their own: as root only."""
+    programs = ("slurmctld", "slurmd", "slurmdbd", "sbatch", "munged", "mariadbd")
+    found = [shutil.which(program) for program in programs]
+    return Path(found[0]) if all(found) and found[0] and os.geteuid() == 0 else None
+
+
 def find_codalab() -> Path | None:
     """The Python of the environment into which tests/engines/install put CodaLab."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -43,6 +50,7 @@ ENGINES: dict[str, Callable[[], object]] = {
     "postgresql": find_postgresql,
     "docker": find_docker,
     "docker-registry": find_registry,
+    "slurm": find_slurm,
     "codalab": find_codalab,
 }
 
