@@ -20,6 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+import isal
 from isal import isal_zlib
 
 from bundles.errors import UsageError
@@ -49,6 +50,11 @@ def pack(root: Path, *, exclude: Sequence[str] = ()) -> Iterator[bytes]:
     to the size it had.
     """
     return compress(_tar_chunks(root, exclude))
+
+
+def packing() -> str:
+    """What the bytes that ``pack`` makes of a directory depend on, besides the directory."""
+    return f"1 isal-{isal.__version__}"
 
 
 def compress(chunks: Iterable[bytes]) -> Iterator[bytes]:

@@ -28,7 +28,7 @@ from bundles.server.store import DirectoryStore
 
 log = logging.getLogger(__name__)
 
-FEATURES = "batch, changes, checkout, claims, shapes, tokens"
+FEATURES = "batch, changes, checkout, claims, resume, shapes, tokens"
 KEEP_ALIVE_SECONDS = 75
 """Longer than clients keep idle connections, so that it is they who close them."""
 ENDING_SECONDS = 1

@@ -6,12 +6,14 @@ A crash leaves at most places that no bundle refers to; ``sweep`` removes them a
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import secrets
 import shutil
 import stat
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -21,6 +23,7 @@ from bundles.errors import NotFound
 log = logging.getLogger(__name__)
 
 CHUNK_BYTES = 256 * 1024
+SHA256_DIGITS = 64
 
 
 class Store(Protocol):
@@ -32,9 +35,12 @@ class Store(Protocol):
     def discard_open(self, place: Path) -> None:
         """Give a temporary place up."""
 
-    def commit(self, place: Path, uuid: str) -> str:
+    def commit(self, place: Path, uuid: str, sha256: str | None = None) -> str:
         """Keep what lies at a temporary place, also through a power cut; returns the location to
-        find it by."""
+        find it by. ``sha256``: the digest of a file, in hexadecimal, to be kept with it."""
+
+    def sha256(self, location: str) -> str | None:
+        """The digest that was kept with a file."""
 
     def path(self, location: str, path: str) -> Path:
         """The file or directory at a path of some contents. Raises NotFound, UsageError."""
@@ -47,7 +53,10 @@ class Store(Protocol):
 
 
 class DirectoryStore:
-    """A store in one directory: `incoming/` for what arrives, and 256 directories by uuid."""
+    """A store in one directory: `incoming/` for what arrives, and 256 directories by uuid.
+
+    A location ends with the digest of the file there, if it is one.
+    """
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -66,8 +75,8 @@ class DirectoryStore:
     def discard_open(self, place: Path) -> None:
         _remove(place)
 
-    def commit(self, place: Path, uuid: str) -> str:
-        location = f"{uuid[2:4]}/{uuid}-{place.name}"
+    def commit(self, place: Path, uuid: str, sha256: str | None = None) -> str:
+        location = f"{uuid[2:4]}/{uuid}-{place.name}" + (f"-{sha256}" if sha256 else "")
         target = self._root / location
         _write_through(place)
         try:
@@ -77,6 +86,10 @@ class DirectoryStore:
             os.rename(place, target)
         _sync(target.parent)
         return location
+
+    def sha256(self, location: str) -> str | None:
+        _, _, last = location.rpartition("-")
+        return last if len(last) == SHA256_DIGITS else None
 
     def path(self, location: str, path: str) -> Path:
         root = self._root / location
@@ -111,18 +124,29 @@ def delete_all(store: Store, locations: Iterable[str]) -> None:
         store.delete(location)
 
 
-def receive(stream: BinaryIO, place: Path, *, archive: bool) -> tuple[bool, int]:
+@dataclass(frozen=True, slots=True)
+class Received:
+    """``size_bytes``: of all files together. ``sha256`` of a single file, in hexadecimal."""
+
+    is_directory: bool
+    size_bytes: int
+    sha256: str | None = None
+
+
+def receive(stream: BinaryIO, place: Path, *, archive: bool) -> Received:
     """What arrived, put at a temporary place: unpacked if it is an archive, else as a file.
 
-    Returns whether it is a directory, and the bytes of its files. Raises UsageError for a damaged
-    or hostile archive, OSError when the disk is full.
+    Raises UsageError for a damaged or hostile archive, OSError when the disk is full.
     """
     if archive:
         place.mkdir(mode=0o700)
-        return True, unpack(stream, place)
+        return Received(True, unpack(stream, place))
+    digest = hashlib.sha256()
     with open(place, "xb") as file:
-        shutil.copyfileobj(stream, file, CHUNK_BYTES)
-        return False, file.tell()
+        while chunk := stream.read(CHUNK_BYTES):
+            digest.update(chunk)
+            file.write(chunk)
+        return Received(False, file.tell(), digest.hexdigest())
 
 
 def describe(root: Path, path: Path, depth: int) -> dict[str, Any]:

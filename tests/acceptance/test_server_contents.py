@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
+import hashlib
 import io
 import tarfile
 from collections.abc import Iterator
@@ -108,14 +110,49 @@ def test_parts_of_a_file_are_read_by_range(client: Client, http: httpx.Client) -
         ("bytes=7-", b"789"),
         ("bytes=-3", b"789"),
         ("bytes=8-100", b"89"),
-        ("bytes=10-", b""),
-        ("bytes=99-100", b""),
     ):
         reply = http.get(blob, headers={"Range": asked})
         assert (reply.status_code, reply.content) == (206, expected), asked
         assert "Content-Encoding" not in reply.headers
+    for beyond in ("bytes=10-", "bytes=99-100"):
+        reply = http.get(blob, headers={"Range": beyond})
+        assert (reply.status_code, reply.headers["Content-Range"]) == (416, "bytes */10")
     assert http.get(blob, headers={"Range": "bytes=5-2"}).status_code == 400
     assert http.get(blob, headers={"Range": "lines=1-2"}).status_code == 400
+
+
+def test_a_download_that_was_cut_goes_on_where_it_was_cut(
+    client: Client, http: httpx.Client
+) -> None:
+    plain = {"Accept-Encoding": "identity"}
+    file, directory = dataset(client), dataset(client)
+    content = bytes(range(256)) * 8000
+    client.upload(file, content, filename="x", finalize=True)
+    client.upload(directory, tar_gz({"d/x": content}), filename="d.tar.gz", finalize=True)
+    blob = f"bundles/{file}/contents/blob/"
+    whole = http.get(blob, headers=plain)
+    digest = base64.b64encode(hashlib.sha256(content).digest()).decode()
+    assert whole.headers["Repr-Digest"] == f"sha-256=:{digest}:"
+    tag = whole.headers["ETag"]
+    rest = http.get(blob, headers=plain | {"Range": "bytes=1000000-", "If-Range": tag})
+    assert (rest.status_code, rest.content) == (206, content[1_000_000:])
+    assert rest.headers["Repr-Digest"] == whole.headers["Repr-Digest"]
+    other = http.get(blob, headers=plain | {"Range": "bytes=1000000-", "If-Range": '"other"'})
+    assert (other.status_code, other.content) == (200, content)
+
+    blob = f"bundles/{directory}/contents/blob/"
+    whole = http.get(blob)
+    tag = whole.headers["ETag"]
+    assert tag != rest.headers["ETag"]
+    cut = len(whole.content) // 2
+    rest = http.get(blob, params={"skip": cut}, headers={"If-Range": tag})
+    assert rest.headers["Bundles-Skipped"] == str(cut)
+    assert whole.content[:cut] + rest.content == whole.content
+    for headers in ({}, {"If-Range": '"other"'}):
+        again = http.get(blob, params={"skip": cut}, headers=headers)
+        assert "Bundles-Skipped" not in again.headers
+        assert again.content == whole.content
+    assert http.get(blob, params={"skip": "half"}).status_code == 400
 
 
 def test_replies_carry_the_headers_that_codalab_clients_read(

@@ -8,7 +8,9 @@ import os
 import re
 import tarfile
 import zlib
-from collections.abc import AsyncIterator, Callable, Mapping
+from base64 import b64encode
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from hashlib import sha256 as sha256_of
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import quote
@@ -17,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import BaseRoute
 
-from bundles.archive import check_path
+from bundles.archive import check_path, compress, packing
 from bundles.errors import BundlesError, NotFound, ServerFault, UsageError
 from bundles.model import State
 from bundles.server import actions, queries
@@ -25,7 +27,7 @@ from bundles.server.accounts import Caller
 from bundles.server.rendering import document
 from bundles.server.service import Service, empty, read_json, reply, route
 from bundles.server.sockets import Answer
-from bundles.server.store import Store, describe, pack_directory, readable, receive
+from bundles.server.store import Received, Store, describe, pack_directory, readable, receive
 
 ARCHIVES = (".tar.gz", ".tgz", ".tar")
 """What is unpacked on arrival, unless `unpack=0`."""
@@ -80,15 +82,15 @@ async def _upload(service: Service, request: Request, caller: Caller) -> Respons
         stream = await _arrive(service, request, new_place)
         place = new_place()
 
-        def put() -> tuple[str, bool, int]:
+        def put() -> tuple[str, Received]:
             try:
-                is_directory, size_bytes = receive(stream, place, archive=is_archive)
+                received = receive(stream, place, archive=is_archive)
             finally:
                 stream.close()
-            return store.commit(place, uuid), is_directory, size_bytes
+            return store.commit(place, uuid, received.sha256), received
 
         try:
-            location, is_directory, size_bytes = await service.store_io(put)
+            location, received = await service.store_io(put)
         except UsageError as error:
             sentence = str(error)
             if finalize and claim is None:
@@ -102,8 +104,8 @@ async def _upload(service: Service, request: Request, caller: Caller) -> Respons
                     uuid,
                     claim,
                     location=location,
-                    is_directory=is_directory,
-                    size_bytes=size_bytes,
+                    is_directory=received.is_directory,
+                    size_bytes=received.size_bytes,
                     finalize=finalize,
                 )
             )
@@ -274,29 +276,69 @@ async def _download(service: Service, request: Request, caller: Caller) -> Respo
             size_bytes = row["size_bytes"]
         headers = _headers(f"{name}.tar.gz", "directory", size_bytes)
         headers["Content-Encoding"] = "identity"
-        return StreamingResponse(pack_directory(found), 200, headers, "application/gzip")
+        headers["ETag"] = _tag(location, path, packing())
+        return _send_directory(request, found, headers)
     headers = _headers(name, "file", size_bytes)
-    if section is not None:
-        first, last = _clip(section, size_bytes)
-        headers["Content-Range"] = (
-            f"bytes {first}-{last - 1}/{size_bytes}" if last > first else f"bytes */{size_bytes}"
-        )
-        headers["Content-Length"] = str(last - first)
-        return StreamingResponse(
-            _section(found, first, last), 206, headers, "application/octet-stream"
-        )
-    if size_bytes <= MEMORY_BYTES:
-        content = await service.store_io(lambda: _whole(found, is_gzip_accepted))
-        if is_gzip_accepted:
-            headers["Content-Encoding"] = "gzip"
-        return Response(content, 200, headers, "application/octet-stream")
-    chunks = _section(found, 0, size_bytes)
-    if is_gzip_accepted:
+    if is_gzip_accepted and section is None:
         headers["Content-Encoding"] = "gzip"
-        chunks = _compressed(chunks)
+        if size_bytes > MEMORY_BYTES:
+            compressed = compress(_section(found, 0, size_bytes))
+            return StreamingResponse(compressed, 200, headers, "application/octet-stream")
+        content = await service.store_io(lambda: b"".join(compress([found.read_bytes()])))
+        return Response(content, 200, headers, "application/octet-stream")
+    headers["ETag"] = _tag(location, path)
+    headers["Accept-Ranges"] = "bytes"
+    sha256 = None if path else service.store.sha256(location)
+    if sha256 is not None:
+        headers["Repr-Digest"] = f"sha-256=:{b64encode(bytes.fromhex(sha256)).decode()}:"
+    if section is not None and request.headers.get("if-range", headers["ETag"]) == headers["ETag"]:
+        first, end = _clip(section, size_bytes)
+        if end <= first:
+            return _beyond(headers, size_bytes)
+        headers["Content-Range"] = f"bytes {first}-{end - 1}/{size_bytes}"
+        status = 206
     else:
-        headers["Content-Length"] = str(size_bytes)
-    return StreamingResponse(chunks, 200, headers, "application/octet-stream")
+        first, end, status = 0, size_bytes, 200
+    if end - first <= MEMORY_BYTES:
+        content = await service.store_io(lambda: b"".join(_section(found, first, end)))
+        return Response(content, status, headers, "application/octet-stream")
+    headers["Content-Length"] = str(end - first)
+    chunks = _section(found, first, end)
+    return StreamingResponse(chunks, status, headers, "application/octet-stream")
+
+
+def _tag(location: str, *rest: str) -> str:
+    """Contents at a location never change, so that its name will do for them."""
+    return f'"{sha256_of(chr(0).join([location, *rest]).encode()).hexdigest()[:32]}"'
+
+
+def _beyond(headers: dict[str, str], size_bytes: int | None) -> Response:
+    whole = "*" if size_bytes is None else size_bytes
+    sentence = b"the range begins at the end of the file, or after it"
+    return Response(sentence, 416, {**headers, "Content-Range": f"bytes */{whole}"}, "text/plain")
+
+
+def _send_directory(request: Request, found: Path, headers: dict[str, str]) -> Response:
+    """As a tar.gz, or what of it comes after the first ``skip`` bytes.
+
+    Not a Range: a 206 has to name the last byte, and how long it gets is not known before.
+    """
+    text = request.query_params.get("skip") or "0"
+    if not text.isdigit() or len(text) > 18:
+        raise UsageError(f"skip is {text!r}: it must be a number of bytes")
+    chunks = pack_directory(found)
+    if int(text) and request.headers.get("if-range") == headers["ETag"]:
+        headers["Bundles-Skipped"] = text
+        chunks = _after(chunks, int(text))
+    return StreamingResponse(chunks, 200, headers, "application/gzip")
+
+
+def _after(chunks: Iterator[bytes], skip_bytes: int) -> Iterator[bytes]:
+    left = skip_bytes
+    for chunk in chunks:
+        if left < len(chunk):
+            yield chunk[left:]
+        left = max(0, left - len(chunk))
 
 
 def _headers(name: str, kind: str, size_bytes: int | None) -> dict[str, str]:
@@ -323,8 +365,7 @@ def _read_range(header: str | None) -> tuple[int | None, int | None] | None:
 
 
 def _clip(section: tuple[int | None, int | None], size_bytes: int) -> tuple[int, int]:
-    """First byte and the one after the last. A range that begins at the end is empty, so that
-    whoever follows a file need not know whether it has grown."""
+    """First byte and the one after the last; the same for a range that begins at the end."""
     first, last = section
     if first is None:
         return max(0, size_bytes - (last or 0)), size_bytes
@@ -332,15 +373,7 @@ def _clip(section: tuple[int | None, int | None], size_bytes: int) -> tuple[int,
     return min(first, size_bytes), max(min(first, size_bytes), end)
 
 
-def _whole(path: Path, compress: bool) -> bytes:
-    content = path.read_bytes()
-    if not compress:
-        return content
-    compressor = zlib.compressobj(1, zlib.DEFLATED, GZIP_WINDOW_BITS)
-    return compressor.compress(content) + compressor.flush()
-
-
-def _section(path: Path, first: int, end: int) -> Any:
+def _section(path: Path, first: int, end: int) -> Iterator[bytes]:
     with path.open("rb") as file:
         file.seek(first)
         left = end - first
@@ -350,14 +383,6 @@ def _section(path: Path, first: int, end: int) -> Any:
                 return
             left -= len(chunk)
             yield chunk
-
-
-def _compressed(chunks: Any) -> Any:
-    compressor = zlib.compressobj(1, zlib.DEFLATED, GZIP_WINDOW_BITS)
-    for chunk in chunks:
-        if piece := compressor.compress(chunk):
-            yield piece
-    yield compressor.flush()
 
 
 # From a worker
@@ -381,11 +406,9 @@ async def _download_running(
     if section is not None:
         first, end = _clip(section, size_bytes or 0)
         headers = _headers(name, "file", size_bytes)
-        headers["Content-Range"] = (
-            f"bytes {first}-{end - 1}/{size_bytes}" if end > first else f"bytes */{size_bytes}"
-        )
         if end <= first:
-            return Response(b"", 206, headers, "application/octet-stream")
+            return _beyond(headers, size_bytes)
+        headers["Content-Range"] = f"bytes {first}-{end - 1}/{size_bytes}"
         asked = {"type": "read_file_section", "offset": first, "length": end - first}
         answer = await _ask(service, row, path, asked)
         return StreamingResponse(_plain(answer), 206, headers, "application/octet-stream")
