@@ -46,10 +46,17 @@ def find_codalab() -> Path | None:
     return place / "bin" / "python" if (place / "installed").exists() else None
 
 
+def find_bubblewrap() -> Path | None:
+    """`bwrap`, which may need user namespaces: a test that has it fails where those are not."""
+    found = shutil.which("bwrap")
+    return Path(found) if found else None
+
+
 ENGINES: dict[str, Callable[[], object]] = {
     "postgresql": find_postgresql,
     "docker": find_docker,
     "docker-registry": find_registry,
+    "bubblewrap": find_bubblewrap,
     "slurm": find_slurm,
     "codalab": find_codalab,
 }

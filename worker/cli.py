@@ -175,6 +175,13 @@ def _identity(context: click.Context, parameter: click.Parameter, text: str | No
     help="What runs bundles. auto is docker when an engine answers, else process.",
 )
 @click.option(
+    "--sandbox",
+    type=click.Choice(["auto", "bubblewrap", "none"]),
+    default="auto",
+    show_default=True,
+    help="What confines bundles that run as processes. auto is bubblewrap where it works.",
+)
+@click.option(
     "--max-image-cache-size",
     callback=_size,
     metavar="SIZE",
@@ -261,6 +268,8 @@ def _serve(options: dict[str, Any]) -> int:
             shared_memory_bytes=options["shared_memory_size_gb"] * 1024**3,
             max_image_bytes=options["max_image_size"],
             max_image_cache_bytes=options["max_image_cache_size"],
+            sandbox=options["sandbox"],
+            hidden=[Path(p) for p in (home.path, options["password_file"]) if p],
         )
     except NoRuntime as error:
         return _say(error, WorkerExit.UNUSABLE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from worker.loop import Loop
@@ -28,19 +29,19 @@ def choose_runtime(
     shared_memory_bytes: int,
     max_image_bytes: int | None,
     max_image_cache_bytes: int | None,
+    sandbox: str,
+    hidden: Sequence[Path],
 ) -> RuntimeFactory:
-    """What makes the runtime of ``kind``: auto, docker, podman or process. Raises NoRuntime."""
+    """What makes the runtime of ``kind``: auto, docker, podman or process. Raises NoRuntime.
 
-    def make_process(loop: Loop, ended: Ended) -> Runtime:
-        from worker.runtimes.process import ProcessRuntime
-
-        return ProcessRuntime(loop, ended)
-
+    ``sandbox`` confines processes: auto, bubblewrap or none. ``hidden``: what holds secrets of
+    the worker, besides its work directory.
+    """
     if kind == "process":
-        return make_process
+        return _processes(sandbox, [settings.work_directory, *hidden])
     if kind == "auto" and not os.environ.get("DOCKER_HOST") and not DOCKER_SOCKET.exists():
         log.info("bundles run as processes: there is no Docker engine here")
-        return make_process
+        return _processes(sandbox, [settings.work_directory, *hidden])
     try:
         from worker.runtimes.docker import DockerRuntime
         from worker.runtimes.engine import NoEngine, find_engine
@@ -70,5 +71,24 @@ def choose_runtime(
             return make_containers
     if kind == "auto":
         log.info("bundles run as processes: %s", reason)
-        return make_process
+        return _processes(sandbox, [settings.work_directory, *hidden])
     raise NoRuntime(f"--runtime {kind}: {reason}")
+
+
+def _processes(sandbox: str, hidden: Sequence[Path]) -> RuntimeFactory:
+    from worker.runtimes.process import ProcessRuntime, Wrapper
+    from worker.runtimes.sandbox import NoSandbox, find_sandbox
+
+    wrapper: Wrapper | None = None
+    if sandbox != "none":
+        try:
+            wrapper = find_sandbox(hidden)
+        except NoSandbox as error:
+            if sandbox == "bubblewrap":
+                raise NoRuntime(f"--sandbox bubblewrap: {error}") from error
+            log.warning("bundles can do what this user can: they are not confined (%s)", error)
+
+    def make(loop: Loop, ended: Ended) -> Runtime:
+        return ProcessRuntime(loop, ended, wrapper)
+
+    return make

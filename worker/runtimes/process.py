@@ -2,8 +2,8 @@
 
 A small shell script stands between the worker and the command. It waits to be let go, so that
 nothing runs that is not on the worker's disk; and it outlives the worker, so that the exit code
-is written down even when the worker is not there. There is no isolation from the user whom the
-worker runs as: that is what container runtimes are for.
+is written down even when the worker is not there. What isolates the command, if anything, is a
+wrapper's business (worker.runtimes.sandbox).
 """
 
 from __future__ import annotations
@@ -18,16 +18,25 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from worker.limits import Usage
 from worker.loop import Loop
 from worker.runtimes import proc
-from worker.runtimes.base import Attachment, CannotStart, End, Ended, Gone, Job, Prepared
+from worker.runtimes.base import (
+    Attachment,
+    CannotStart,
+    End,
+    Ended,
+    Failed,
+    Gone,
+    Job,
+    Prepared,
+)
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +68,25 @@ exit $code
 that the run shall see read-only, or nothing. It is one small write to `exit`, which is whole when
 it ends in a newline. Its own stderr is not the run's, since shells comment there on signals."""
 
+WRAPPED_SCRIPT = r"""
+trap : TERM INT HUP
+read -r word <&3 || { echo held >"$1/exit"; exit 125; }
+exec 3<&-
+place=$1
+shift
+"$@" 2>"$place/wrapper"
+code=$?
+echo $code >"$place/exit"
+exit $code
+"""
+"""Arguments: the private directory, and a wrapper's command line. Descriptor 4 is what the command
+shall have for stderr; what the wrapper itself says goes to `wrapper`."""
+
+ENTERED = "entered"
+"""What a wrapper says there when the command begins: what it said before, it said itself."""
+NOT_ENTERED = (1, 126, 127, 255)
+"""What a wrapper exits with that cannot begin the command."""
+
 RUN_VARIABLE = "BUNDLE_RUN"
 """In the environment of everything that a run starts: its directory here, by which its strays are
 known."""
@@ -68,6 +96,18 @@ OOM_SCORE_ADJUSTMENT = b"500"
 
 _PR_SET_CHILD_SUBREAPER = 36
 _KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH")
+
+
+class Wrapper(Protocol):
+    """Puts another program around commands, whose only child becomes their ancestor, and which
+    ends when they do."""
+
+    def command_line(self, job: Job, shell: str) -> Sequence[str]:
+        """What runs the job's command by ``shell``, with descriptor 4 as its stderr, and writes
+        `entered` to its own stderr before that."""
+
+    def environment(self, job: Job) -> Mapping[str, str]:
+        """What is added to the environment."""
 
 
 @dataclass
@@ -95,9 +135,10 @@ class ProcessRuntime:
 
     name = "process"
 
-    def __init__(self, loop: Loop, ended: Ended) -> None:
+    def __init__(self, loop: Loop, ended: Ended, wrapper: Wrapper | None = None) -> None:
         self._loop = loop
         self._ended = ended
+        self._wrapper = wrapper
         self._commands: dict[str, _Command] = {}
         # Guards _commands, and a process's being started against its not being in there yet.
         self._lock = threading.Lock()
@@ -125,21 +166,17 @@ class ProcessRuntime:
         return ""
 
     def start(self, job: Job) -> Mapping[str, Any]:
-        guarded = str(job.read_only) if job.read_only is not None and self._can_guard else ""
         outside, inside = os.pipe2(os.O_CLOEXEC)
         try:
             temporary = job.place / "tmp"
             temporary.mkdir(mode=0o700, exist_ok=True)
-            (job.place / "exit").unlink(missing_ok=True)
+            for left in ("exit", "wrapper"):
+                (job.place / left).unlink(missing_ok=True)
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND
             with self._lock:
                 pid = os.posix_spawn(
                     self._shell,
-                    [
-                        *(self._shell, "-c", SCRIPT, self._shell),
-                        *(str(job.place), str(job.directory)),
-                        *(self._command_shell, job.command, guarded),
-                    ],
+                    self._command_line(job),
                     self._environment(job),
                     file_actions=[
                         (os.POSIX_SPAWN_DUP2, outside, DOOR),
@@ -180,6 +217,15 @@ class ProcessRuntime:
                 os.close(command.door)
                 command.door = None
 
+    def _command_line(self, job: Job) -> list[str]:
+        line = [self._shell, "-c"]
+        if self._wrapper is not None:
+            wrapped = self._wrapper.command_line(job, self._command_shell)
+            return [*line, WRAPPED_SCRIPT, self._shell, str(job.place), *wrapped]
+        guarded = str(job.read_only) if job.read_only is not None and self._can_guard else ""
+        places = (str(job.place), str(job.directory))
+        return [*line, SCRIPT, self._shell, *places, self._command_shell, job.command, guarded]
+
     def _environment(self, job: Job) -> dict[str, str]:
         environment = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
         environment.setdefault("PATH", os.defpath)
@@ -195,6 +241,8 @@ class ProcessRuntime:
         }
         if job.gpus is not None:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(job.gpus)
+        if self._wrapper is not None:
+            environment |= self._wrapper.environment(job)
         return environment
 
     # The end
@@ -254,7 +302,10 @@ class ProcessRuntime:
         try:
             if command.descriptor is not None:
                 signal.pidfd_send_signal(command.descriptor, 0)
-            os.killpg(command.pid, signal.SIGKILL if force else signal.SIGTERM)
+            if force or not (command.place / "wrapper").exists():
+                os.killpg(command.pid, signal.SIGKILL if force else signal.SIGTERM)
+            else:
+                _ask_to_end(command.pid)
         except ProcessLookupError:
             pass
 
@@ -364,7 +415,7 @@ class ProcessRuntime:
         self._commands.clear()
 
 
-def _read_exit(place: Path, status: int | None) -> int | Gone:
+def _read_exit(place: Path, status: int | None) -> int | Gone | Failed:
     try:
         text = (place / "exit").read_text()
     except (OSError, ValueError):
@@ -372,11 +423,26 @@ def _read_exit(place: Path, status: int | None) -> int | Gone:
     if text == "held\n":
         return Gone.HELD_BACK
     if text.endswith("\n") and text[:-1].isdigit():
-        return int(text)
+        code = int(text)
+        if code in NOT_ENTERED and (reason := _why_not_entered(place)) is not None:
+            return Failed(f"The command cannot be started: {reason}")
+        return code
     if status is None:
         return Gone.UNKNOWN
     # The script itself was killed, by us or by the run; or it could not write on a full disk.
     return 128 - status if status < 0 else status or 1
+
+
+def _why_not_entered(place: Path) -> str | None:
+    """What a wrapper said that could not begin the command; None if it did, or there was none."""
+    try:
+        lines = (place / "wrapper").read_text(errors="replace").splitlines()
+    except OSError:
+        return None
+    if ENTERED in lines:
+        return None
+    said = [line.strip() for line in lines if line.strip()]
+    return said[-1][:500] if said else "nothing says why"
 
 
 def _open_process(pid: int, started: int) -> int | None:
@@ -390,6 +456,19 @@ def _open_process(pid: int, started: int) -> int | None:
         os.close(descriptor)
         return None
     return descriptor
+
+
+def _ask_to_end(script: int) -> None:
+    """SIGTERM to what a wrapper runs, but not to itself: it would take the others down with it."""
+    processes = proc.read_all()
+    wrappers = {stat.pid for stat in processes.values() if stat.parent == script}
+    for pid in proc.descendants(wrappers, processes) - wrappers:
+        stat = processes.get(pid)
+        descriptor = _open_process(pid, stat.started) if stat is not None else None
+        if descriptor is not None:
+            with suppress(OSError):
+                signal.pidfd_send_signal(descriptor, signal.SIGTERM)
+            os.close(descriptor)
 
 
 def _kill(processes: Mapping[int, int], deadline: float) -> None:
