@@ -99,9 +99,10 @@ class Managers:
         return json.loads(done.stdout)
 
     def workers(self) -> list[psutil.Process]:
-        """The living worker processes of this home, scripts not counted."""
+        """The living worker processes of this home, scripts not counted, nor a fork of one
+        that is about to become something else."""
         found = []
-        for process in psutil.process_iter(["cmdline", "status"]):
+        for process in psutil.process_iter(["cmdline", "ppid", "status"]):
             words = process.info["cmdline"] or []
             if process.info["status"] == psutil.STATUS_ZOMBIE or "--work-dir" not in words:
                 continue
@@ -109,7 +110,8 @@ class Managers:
             place = words[words.index("--work-dir") + 1]
             if not is_script and place.startswith(str(self.jobs_directory)):
                 found.append(process)
-        return found
+        pids = {process.pid for process in found}
+        return [process for process in found if process.info["ppid"] not in pids]
 
     def stage(self, number: int = 1, command: str = "echo hi", **metadata: Any) -> list[str]:
         """Queue runs; returns their uuids."""

@@ -68,6 +68,7 @@ class ScriptedServer:
         self.session_refused: set[str] = set()
         self._messages: dict[str, dict[str, Any]] = {}
         self._numbers = itertools.count(1)
+        self._sequences: dict[str | None, int] = {}
         self._faults: dict[str, list[Fault]] = {}
         self._changed = threading.Condition()
         self._waiting = 0
@@ -231,8 +232,9 @@ class ScriptedServer:
             self.checkins.append(said)
             for identity in said.get("acknowledged") or ():
                 self._messages.pop(identity, None)
-            for run in said["runs"]:
-                self._report(run)
+            if not self._is_overtaken(said):
+                for run in said["runs"]:
+                    self._report(run)
             self._waiting += 1
             mine = self._waiting
             self._changed.notify_all()
@@ -247,6 +249,15 @@ class ScriptedServer:
             if not self._messages:
                 return 200, [None]
             return 200, [self._messages.pop(next(iter(self._messages)))]
+
+    def _is_overtaken(self, said: dict[str, Any]) -> bool:
+        """Whether a later report of the session came first: the threads here are not in order."""
+        session, sequence = said.get("session"), said.get("sequence")
+        if sequence is None:
+            return False
+        latest = self._sequences.get(session, sequence)
+        self._sequences[session] = max(latest, sequence)
+        return bool(sequence < latest)
 
     @property
     def _is_batch(self) -> bool:
