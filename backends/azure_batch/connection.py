@@ -1,0 +1,147 @@
+"""Who we are to Azure Batch, and the client that speaks for us. Knows nothing of workers.
+
+A key wins over an identity. It is read again when Azure does not take it any more, so that keys
+can be rotated under a manager that runs; tokens of an identity are renewed by azure-identity.
+"""
+
+from __future__ import annotations
+
+import binascii
+import logging
+import os
+import time
+from base64 import b64decode
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+
+from backends.azure_batch.options import (
+    ACCOUNT_KEY_VARIABLE,
+    AzureSettings,
+    is_loopback,
+)
+from backends.azure_batch.patience import patiently
+from backends.base import Invalid, Unauthorized
+
+if TYPE_CHECKING:
+    from azure.batch import BatchClient
+    from azure.core.credentials import TokenCredential
+
+T = TypeVar("T")
+
+CONNECT_SECONDS = 10
+READ_SECONDS = 40
+"""Azure Batch gives up a request itself after 30 seconds."""
+
+HTTP_OPTIONS: dict[str, Any] = {
+    "retry_total": 0,  # see `patience`
+    "connection_timeout": CONNECT_SECONDS,
+    "read_timeout": READ_SECONDS,
+}
+_BATCH_SCOPE = "https://batch.core.windows.net/.default"
+
+log = logging.getLogger(__name__)
+
+
+class Connection:
+    """Calls of one Batch account, each with time-outs and bounded retries."""
+
+    def __init__(self, settings: AzureSettings) -> None:
+        self._settings = settings
+        self._key: str | None = None
+        self._client: BatchClient | None = None
+        if settings.account_key:
+            log.warning(
+                "--account-key can be read by anybody on this machine: set %s, or give "
+                "--account-key-file",
+                ACCOUNT_KEY_VARIABLE,
+            )
+
+    def call(self, doing: str, operation: Callable[[BatchClient], T]) -> T:
+        """What ``operation`` returns. Raises BackendError."""
+        try:
+            return patiently(doing, lambda: operation(self._connected()))
+        except Unauthorized:
+            if self._client is None or self._read_key() == self._key:
+                raise
+            self._client = None
+            return patiently(doing, lambda: operation(self._connected()))
+
+    def _connected(self) -> BatchClient:
+        if self._client is None:
+            self._key = self._read_key()
+            self._client = self._connect(self._key)
+        return self._client
+
+    def _connect(self, key: str | None) -> BatchClient:
+        from azure.batch import BatchClient
+        from azure.core.credentials import AzureNamedKeyCredential
+
+        logging.getLogger("azure").setLevel(logging.WARNING)  # INFO has a line for every request
+        url = self._settings.service_url
+        if key is not None:
+            if not self._settings.account_name:
+                raise Invalid("--account-name is missing: the key of an account needs its name")
+            try:
+                b64decode(key, validate=True)
+            except binascii.Error:
+                raise Invalid(
+                    "the account's key is none: it is base64, as Azure shows it"
+                ) from None
+            return BatchClient(
+                url, AzureNamedKeyCredential(self._settings.account_name, key), **HTTP_OPTIONS
+            )
+        credential = identity(url)
+        return BatchClient(
+            url,
+            credential,
+            authentication_policy=bearer_policy(credential, _BATCH_SCOPE, url),
+            **HTTP_OPTIONS,
+        )
+
+    def _read_key(self) -> str | None:
+        """The account's key, None when there is none. Raises Invalid: its file is unreadable."""
+        settings = self._settings
+        if settings.account_key:
+            return settings.account_key
+        if settings.account_key_file:
+            try:
+                return Path(settings.account_key_file).expanduser().read_text().strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise Invalid(f"--account-key-file cannot be read: {error}") from error
+        return os.environ.get(ACCOUNT_KEY_VARIABLE) or None
+
+
+def identity(url: str) -> TokenCredential:
+    """Whoever azure-identity finds that we are; at loopback without any identity, nobody."""
+    if is_loopback(url) and not any(name in os.environ for name in _IDENTITY_VARIABLES):
+        return _Nobody()
+    from azure.identity import DefaultAzureCredential
+
+    return DefaultAzureCredential()
+
+
+def bearer_policy(credential: TokenCredential, scope: str, url: str) -> Any:
+    """What puts a token on requests: over plain http to this machine alone."""
+    from azure.core.pipeline.policies import BearerTokenCredentialPolicy
+
+    class Bearer(BearerTokenCredentialPolicy[Any, Any]):
+        def on_request(self, request: Any) -> None:
+            if urlsplit(request.http_request.url).scheme == "http" and is_loopback(url):
+                request.context.options["enforce_https"] = False
+            super().on_request(request)
+
+    return Bearer(credential, scope)
+
+
+_IDENTITY_VARIABLES = ("IDENTITY_ENDPOINT", "MSI_ENDPOINT", "AZURE_CLIENT_ID", "AZURE_TENANT_ID")
+
+
+class _Nobody:
+    """The credential of who needs none."""
+
+    def get_token(self, *scopes: str, **options: Any) -> Any:
+        from azure.core.credentials import AccessToken
+
+        return AccessToken("anonymous", int(time.time()) + 3600)

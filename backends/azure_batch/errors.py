@@ -1,0 +1,107 @@
+"""What the SDKs raise, as the taxonomy of backends.base: by the service's error code.
+
+Codes: learn.microsoft.com/rest/api/batchservice/batch-status-and-error-codes, and Storage's
+common codes. Asks nothing of anyone, and imports the SDKs only once one of them has raised.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
+from backends.base import (
+    BackendError,
+    Invalid,
+    OutOfCapacity,
+    QuotaExceeded,
+    Throttled,
+    Unauthorized,
+    Unreachable,
+)
+
+_CODES: dict[str, type[BackendError]] = {
+    "ServerBusy": Throttled,
+    "TooManyRequests": Throttled,
+    "OperationTimedOut": Unreachable,
+    "InternalError": Unreachable,
+    "ServerError": Unreachable,
+    "NodeNotReady": Unreachable,
+    "ActiveJobAndScheduleQuotaReached": QuotaExceeded,
+    "PoolQuotaReached": QuotaExceeded,
+    "AccountCoreQuotaReached": QuotaExceeded,
+    "AccountLowPriorityCoreQuotaReached": QuotaExceeded,
+    "AccountSpotCoreQuotaReached": QuotaExceeded,
+    "AccountVMSeriesCoreQuotaReached": QuotaExceeded,
+    "SubscriptionCoreQuotaReached": QuotaExceeded,
+    "AllocationFailed": OutOfCapacity,
+    "AllocationTimedout": OutOfCapacity,
+    "AllocationTimedOut": OutOfCapacity,
+    "UnavailableCapacity": OutOfCapacity,
+    "AuthenticationFailed": Unauthorized,
+    "AuthorizationFailure": Unauthorized,
+    "AuthorizationPermissionMismatch": Unauthorized,
+    "InsufficientAccountPermissions": Unauthorized,
+    "PermissionDenied": Unauthorized,
+    "UnauthorizedOperation": Unauthorized,
+    "AccountIsDisabled": Unauthorized,
+}
+_STATUSES: dict[int, type[BackendError]] = {
+    401: Unauthorized,
+    403: Unauthorized,
+    407: Unauthorized,
+    408: Unreachable,
+    429: Throttled,
+    503: Throttled,
+}
+
+
+def code_of(error: Exception) -> str:
+    """The service's code of an SDK's error, "" when it has none."""
+    code = getattr(getattr(error, "error", None), "code", None) or getattr(error, "error_code", "")
+    return str(getattr(code, "value", code) or "")
+
+
+def by_code(code: str, sentence: str, status: int = 400) -> BackendError:
+    """The error for a code of the service; ``status`` decides where the code is not known."""
+    kind = _CODES.get(code) or _STATUSES.get(status)
+    if kind is None:
+        kind = Unreachable if status >= 500 or status < 400 else Invalid
+    return kind(sentence)
+
+
+def backend_error(error: Exception, doing: str) -> BackendError:
+    """The one error that stands for what an SDK raised while ``doing`` something."""
+    from azure.core.exceptions import ClientAuthenticationError, HttpResponseError
+
+    if isinstance(error, BackendError):
+        return error
+    code, status = code_of(error), getattr(error, "status_code", None)
+    if isinstance(error, HttpResponseError) and status is not None:
+        said = _first_line(getattr(getattr(error, "error", None), "message", "") or error.message)
+        sentence = f"{doing}: Azure says {code or status}" + (f", {said}" if said else "")
+        mapped = by_code(code, sentence, status)
+        if isinstance(mapped, Throttled):
+            mapped.retry_after_seconds = _retry_after_seconds(error)
+        return mapped
+    if isinstance(error, ClientAuthenticationError):
+        return Unauthorized(f"{doing}: no identity of Azure is to be had: {_first_line(error)}")
+    return Unreachable(f"{doing}: no answer from Azure: {_first_line(error)}")
+
+
+def _first_line(text: object) -> str:
+    lines = str(text).strip().splitlines()
+    return lines[0].strip()[:300] if lines else ""
+
+
+def _retry_after_seconds(error: object) -> float | None:
+    """What the service said on when to come again: seconds, or a date (RFC 9110, 10.2.3)."""
+    headers = getattr(getattr(error, "response", None), "headers", None) or {}
+    value = str(headers.get("Retry-After") or "").strip()
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError):
+        return None
