@@ -19,8 +19,14 @@ class WorkerExit(IntEnum):
     UNREACHABLE = 4
     """The server could not be reached at the start."""
     UNUSABLE = 5
-    """This machine cannot run bundles: work directory, disk or runtime."""
+    """The work directory cannot be used: not writable, or no space."""
     REPLACED = 6
     """Another worker took over this worker's id, or holds its directory."""
     TERMINATED = 7
     """Asked to by a signal, before it was idle."""
+    PREEMPTED = 8
+    """Its machine goes away, as the cloud said beforehand."""
+    NO_RUNTIME = 9
+    """What should run bundles does not answer: the engine that was asked for is not there."""
+    WRONG_CLOCK = 10
+    """This machine's clock is too far from the server's."""

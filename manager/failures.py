@@ -16,14 +16,18 @@ from manager.ledger import Launch, Outcome
 FIRST_HOLD_SECONDS = 5.0
 LONGEST_HOLD_SECONDS = 300.0
 
-_NOT_FAILED = frozenset({WorkerExit.FINISHED, WorkerExit.REPLACED, WorkerExit.TERMINATED})
+_NOT_FAILED = frozenset(
+    {WorkerExit.FINISHED, WorkerExit.REPLACED, WorkerExit.TERMINATED, WorkerExit.PREEMPTED}
+)
 
 _MEANINGS = {
     WorkerExit.FAILED: "something unforeseen",
     WorkerExit.USAGE: "an option makes no sense to it",
     WorkerExit.UNAUTHORIZED: "the server does not take its credentials",
     WorkerExit.UNREACHABLE: "it could not reach the server",
-    WorkerExit.UNUSABLE: "its machine cannot run bundles",
+    WorkerExit.UNUSABLE: "its work directory cannot be used",
+    WorkerExit.NO_RUNTIME: "its machine has no engine that answers",
+    WorkerExit.WRONG_CLOCK: "its machine's clock is wrong",
     126: "its executable cannot be run",
     127: "its executable was not found",
 }

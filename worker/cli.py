@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -156,6 +157,21 @@ def _identity(context: click.Context, parameter: click.Parameter, text: str | No
     is_flag=True,
     help="The machine may vanish: bundles are then run elsewhere.",
 )
+@click.option(
+    "--preemption",
+    type=click.Choice(["auto", "aws", "gcp", "azure", "none"]),
+    default="auto",
+    show_default=True,
+    help="Whose notice that this machine is taken away to wait for. auto finds out where it is; "
+    "in a Slurm job it implies --pass-down-termination.",
+)
+@click.option(
+    "--preemption-check-seconds",
+    type=click.FloatRange(min=0.1),
+    default=5.0,
+    show_default=True,
+    help="How often aws and azure are asked for that; gcp tells by itself.",
+)
 @click.option("--delete-work-dir-on-exit", is_flag=True, help="Remove --work-dir at the end.")
 @click.option("--exit-on-exception", is_flag=True, help="Leave when something unforeseen happens.")
 @click.option(
@@ -216,7 +232,8 @@ def bundle_worker(**options: Any) -> None:
     \b
     Exit codes: 0 idle or done, 2 bad usage, 3 credentials not taken,
     4 no server at the start, 5 unusable directory, 6 another worker has
-    this id, 7 ended by a signal before it was idle, 1 anything else.
+    this id, 7 ended by a signal before it was idle, 8 its machine is taken
+    away, 9 no engine, 10 wrong clock, 1 anything else.
     """
     raise SystemExit(_serve(options))
 
@@ -256,7 +273,9 @@ def _serve(options: dict[str, Any]) -> int:
         return WorkerExit.REPLACED
 
     from bundles.client import WORKER_CLIENT_ID, Client
+    from worker.clock import SteadyClock
     from worker.loop import Loop
+    from worker.preemption.watcher import find_watcher
     from worker.runtimes.choice import NoRuntime, choose_runtime
     from worker.worker import Worker
 
@@ -272,15 +291,38 @@ def _serve(options: dict[str, Any]) -> int:
             hidden=[Path(p) for p in (home.path, options["password_file"]) if p],
         )
     except NoRuntime as error:
-        return _say(error, WorkerExit.UNUSABLE)
+        return _say(error, WorkerExit.NO_RUNTIME)
     loop = Loop()
     client = Client(server, credentials, client_id=WORKER_CLIENT_ID)
-    worker = Worker(settings, client, loop, make_runtime)
+    clock = SteadyClock(settings.own_directory / "clock")
+    worker = Worker(settings, client, loop, make_runtime, clock=clock)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         loop.on_signal(number, worker.terminate)
+    watcher = find_watcher(
+        options["preemption"],
+        options["preemption_check_seconds"],
+        lambda notice: loop.post(partial(worker.preempted, notice)),
+    )
     code = worker.run()
     _tidy(settings, is_empty=not worker.holds_runs)
+    if code is WorkerExit.PREEMPTED and watcher is not None and not _has_neighbours(settings):
+        watcher.acknowledge()
     return code
+
+
+def _has_neighbours(settings: Settings) -> bool:
+    """Whether other workers of the directory live: the machine is theirs, too."""
+    for path in settings.work_directory.glob("workers/*/lock"):
+        if path == settings.lock_path:
+            continue
+        try:
+            with path.open() as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            continue
+    return False
 
 
 def _settings(options: dict[str, Any]) -> Settings:
@@ -306,7 +348,9 @@ def _settings(options: dict[str, Any]) -> Settings:
         idle_seconds=options["idle_seconds"],
         exit_after_num_runs=options["exit_after_num_runs"],
         exit_on_exception=options["exit_on_exception"],
-        pass_down_termination=options["pass_down_termination"],
+        # With a Slurm job end all of its processes: there is nothing to come back to.
+        pass_down_termination=options["pass_down_termination"]
+        or (options["preemption"] != "none" and "SLURM_JOB_ID" in os.environ),
         delete_work_dir_on_exit=options["delete_work_dir_on_exit"],
         download_retries=options["download_retries"],
     )

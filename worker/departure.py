@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 from bundles.client import Client
@@ -11,9 +11,11 @@ from bundles.errors import BundlesError
 from bundles.exits import WorkerExit
 from worker.checkin import Reporter, Trouble
 from worker.loop import Loop, Outcome, Pool, Timer
+from worker.preemption.base import Notice
 from worker.runs import Runs
 from worker.settings import Settings
 from worker.stages import GiveBack, Revoked, Stage
+from worker.tally import Tally
 
 log = logging.getLogger(__name__)
 
@@ -23,9 +25,14 @@ AWAY_PATIENCE_SECONDS = 24 * 3600.0
 """How long one keeps its runs for a server that is away, or does not take its credentials."""
 IDLE_AWAY_SECONDS = 60.0
 """How long an idle worker that should leave waits to say so to a server that is away."""
+CONFIRMATION_SECONDS = 3.0
+"""How long a worker that was asked to end waits for the word that its last results are known."""
 LAST_WORDS_SECONDS = 3.0
 GIVE_BACK_SECONDS = 15.0
 CHECKOUT_SECONDS = 5.0
+
+
+_OVER = (Stage.FINALIZING, Stage.FINISHED)
 
 
 class Departure:
@@ -53,17 +60,23 @@ class Departure:
         self._runs = runs
         self._requests = requests
         self._is_expecting = is_expecting
-        self._runs_started = 0
+        self._tally = Tally(settings.own_directory / "taken")
         self._idle_since = loop.clock()
         self._idle_timer: Timer | None = None
         self._is_started = False
-        self._was_idle = False
+        self._is_asked = False
+        self._reason = "terminated"
+        self._code = WorkerExit.TERMINATED
+
+    @property
+    def _is_draining(self) -> bool:
+        return self._code is WorkerExit.PREEMPTED
 
     @property
     def runs_left(self) -> int | None:
         """How many more runs there are to be; None: no such limit."""
         limit = self._settings.exit_after_num_runs
-        return None if limit is None else max(0, limit - self._runs_started)
+        return None if limit is None else max(0, limit - len(self._tally))
 
     def started(self) -> None:
         """The server has answered for the first time."""
@@ -71,9 +84,10 @@ class Departure:
         if self._reporter.is_batch:
             self.consider()
 
-    def accepted(self) -> None:
-        """There is a run more."""
-        self._runs_started += 1
+    def accepted(self, keys: Iterable[str]) -> None:
+        """There are these runs more, new ones or an earlier process's."""
+        if self._settings.exit_after_num_runs is not None:
+            self._tally.add(keys)
         self._rest()
 
     def removed(self) -> None:
@@ -84,25 +98,52 @@ class Departure:
 
     def terminate(self) -> None:
         """A signal asks the worker to end. The second one is not argued with."""
-        if self.is_ending or self.is_leaving:
-            self._finish(WorkerExit.TERMINATED)
+        if self._is_asked or self.is_leaving:
+            self._finish(self._code if self._is_draining else WorkerExit.TERMINATED)
+            return
+        self._is_asked = True
+        if self._is_draining:  # nobody will start this worker again on this machine
+            self._give_back(*Stage)
             return
         self.is_ending = True
-        if all(held.run.stage is Stage.FINISHED for held in self._runs.held.values()):
-            self._was_idle = True
+        if all(held.run.stage in _OVER for held in self._runs.held.values()):
+            self._code = WorkerExit.FINISHED
+            self._loop.call_later(CONFIRMATION_SECONDS, self._confirm)
             self.consider()  # or once the last one is removed
         else:
             self.let_go()
 
+    def drain(self, notice: Notice) -> None:
+        """This machine goes away. What may end before it does goes on; the rest is given back."""
+        if self.is_ending or self.is_leaving:
+            return
+        self.is_ending = True
+        self._reason, self._code = notice.reason, WorkerExit.PREEMPTED
+        left = notice.seconds_left
+        log.warning("%s in %.0f s: no more bundles are taken", notice.reason, left)
+        reserve = min(GIVE_BACK_SECONDS, left / 3)
+        self._give_back(Stage.PREPARING)
+        self._loop.call_later(
+            left - reserve, partial(self._give_back, Stage.PREPARING, Stage.RUNNING)
+        )
+        self._loop.call_later(left - reserve / 2, partial(self._give_back, *Stage))
+        self._loop.call_later(
+            max(1.0, left - reserve / 5), partial(self._check_out, self._reason, self._code)
+        )
+        self._reporter.now()
+        self.consider()
+
     def let_go(self) -> None:
-        """Give the runs back, or leave them as they are, as the options say, and leave."""
+        """Give the runs back, or leave them as they are, as the options say, and leave; also for
+        a run that came after the worker was asked to."""
+        if self._is_draining:
+            self._give_back(Stage.PREPARING)
+            return
+        self._code = WorkerExit.TERMINATED
         if self._settings.pass_down_termination:
-            log.info("giving %d runs back", len(self._runs.held))
-            for held in list(self._runs.held.values()):
-                self._runs.apply(held, GiveBack())
-            self._reporter.now()
+            self._give_back(*Stage)
             self._loop.call_later(
-                GIVE_BACK_SECONDS, partial(self._check_out, "terminated", WorkerExit.TERMINATED)
+                GIVE_BACK_SECONDS, partial(self._check_out, self._reason, self._code)
             )
         else:
             log.info("leaving %d runs as they are: start this worker again", len(self._runs.held))
@@ -145,8 +186,7 @@ class Departure:
             return
         settings = self._settings
         if self.is_ending:
-            code = WorkerExit.FINISHED if self._was_idle else WorkerExit.TERMINATED
-            self._check_out("terminated", code)
+            self._check_out(self._reason, self._code)
             return
         if self.runs_left == 0:
             if self._reporter.may_stop_listening:
@@ -166,6 +206,20 @@ class Departure:
             return
         self._rest()
         self._idle_timer = self._loop.call_later(needed - idle, self.consider)
+
+    def _confirm(self) -> None:
+        """The server has not said that it knows the last results."""
+        if any(held.run.stage is not Stage.FINISHED for held in self._runs.held.values()):
+            self.let_go()
+
+    def _give_back(self, *stages: Stage) -> None:
+        """End the runs that are in one of ``stages``; the server may have them run elsewhere."""
+        given = [held for held in self._runs.held.values() if held.run.stage in stages]
+        if given:
+            log.info("giving %d runs back", len(given))
+        for held in given:
+            self._runs.apply(held, GiveBack())
+        self._reporter.now()
 
     def _rest(self) -> None:
         if self._idle_timer is not None:

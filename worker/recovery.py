@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from worker import records
+from worker.held import Held
 from worker.loop import Outcome
 from worker.runs import Runs
 from worker.runtimes.base import Runtime
@@ -17,6 +18,7 @@ log = logging.getLogger(__name__)
 
 def recover(directory: Path, runs: Runs) -> None:
     """Go on with the runs of ``directory``; what cannot be read, or belongs to none, is removed."""
+    found: list[Held] = []
     for place in sorted(directory.iterdir()):
         try:
             run = records.load(place)
@@ -24,7 +26,12 @@ def recover(directory: Path, runs: Runs) -> None:
             log.error("a run is lost, and will be staged again: %s", error)
             runs.chores.submit(partial(_obliterate, runs.runtime, place), _swept)
             continue
-        runs.resume(run, place)
+        found.append(Held(run, place))
+    # All of them are held before the first one goes on: what one has, no other shall get.
+    for held in found:
+        runs.held[held.run.key] = held
+    for held in found:
+        runs.resume(held)
     runs.runtime.sweep(list(runs.held))
     if runs.held:
         log.info("carrying on with %d runs", len(runs.held))

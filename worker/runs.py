@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 from bundles.client import Client
 from bundles.model import State
@@ -103,9 +102,9 @@ class Runs:
         self.held[run.key] = held
         return held
 
-    def resume(self, run: Run, place: Path) -> None:
+    def resume(self, held: Held) -> None:
         """Take up a run of an earlier process of this worker where that one left it."""
-        held = self.held[run.key] = Held(run, place)
+        run = held.run
         match run.stage:
             case Stage.PREPARING:
                 self.prepare(held)
@@ -120,12 +119,13 @@ class Runs:
             case Stage.CLEANING_UP:
                 held.has_spawned = run.has_started
                 self._carry_out(held, Effect.CLEAN_UP)
-            case Stage.UPLOADING_RESULTS:
-                self._carry_out(held, Effect.UPLOAD)
-            case Stage.FINISHED:
-                self._carry_out(held, Effect.REMOVE)
-            case Stage.FINALIZING | Stage.RESTAGED:
-                pass  # the first check-in says it
+            case _:
+                held.run = replace(run, cpus=(), gpus=())
+                if run.stage is Stage.UPLOADING_RESULTS:
+                    self._carry_out(held, Effect.UPLOAD)
+                elif run.stage is Stage.FINISHED:
+                    self._carry_out(held, Effect.REMOVE)
+                # the first check-in tells of the others
 
     def prepare(self, held: Held) -> None:
         """Get what the run needs, and start it."""

@@ -9,8 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from bundles.client import Client
 from bundles.errors import BundlesError
 from bundles.exits import WorkerExit
 from worker.checkin import Reporter, Trouble
+from worker.clock import SteadyClock
 from worker.departure import Departure
 from worker.loop import Loop, Outcome, Pool
 from worker.messages import (
@@ -32,6 +32,7 @@ from worker.messages import (
     WriteMessage,
     read_message,
 )
+from worker.preemption.base import Notice
 from worker.recovery import recover
 from worker.report import describe_run
 from worker.runs import Runs, RuntimeFactory
@@ -55,12 +56,12 @@ class Worker:
         loop: Loop,
         make_runtime: RuntimeFactory,
         *,
-        now: Callable[[], float] = time.time,
+        clock: SteadyClock,
     ) -> None:
         self._settings = settings
         self._client = client
         self._loop = loop
-        self._now = now
+        self._now = clock
         self._hostname = socket.gethostname()
         self._is_started = False
         self._asked_to_start = 0
@@ -73,7 +74,7 @@ class Worker:
             frequency_seconds=settings.checkin_frequency_seconds,
         )
         self._runs = Runs(
-            settings, client, loop, make_runtime, self._reporter, self._removed, now=now
+            settings, client, loop, make_runtime, self._reporter, self._removed, now=clock
         )
         self._departure = Departure(
             settings,
@@ -89,6 +90,7 @@ class Worker:
     def run(self) -> WorkerExit:
         """Work until there is a reason to leave; returns that reason."""
         recover(self._settings.runs_directory, self._runs)
+        self._departure.accepted(self._runs.held)
         self._reporter.now()
         self._loop.run(self.stumbled)
         self._runs.runtime.close()
@@ -102,6 +104,10 @@ class Worker:
     def terminate(self) -> None:
         """A signal asks the worker to end."""
         self._departure.terminate()
+
+    def preempted(self, notice: Notice) -> None:
+        """The cloud says that this machine goes away."""
+        self._departure.drain(notice)
 
     def _removed(self) -> None:
         self._departure.removed()
@@ -199,6 +205,8 @@ class Worker:
 
     def _accept(self, message: RunMessage) -> None:
         """A new run. Raises OSError when it cannot be written down: the message comes again."""
+        if not self._runs.held:
+            self._now.settle()
         run = Run(
             message.uuid, message.claim, message.bundle, message.resources, accepted=self._now()
         )
@@ -209,7 +217,7 @@ class Worker:
                 return
             self._runs.apply(other, Revoked())
         held = self._runs.accept(run)
-        self._departure.accepted()
+        self._departure.accepted([run.key])
         self._reporter.soon()
         if message.fault is not None:
             self._runs.apply(held, NotStarted(message.fault))

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 
 EXIT_SECONDS = 30.0
+OWN_FILES = ("lock", "clock", "taken")
 
 
 class WorkerProcess:
@@ -70,11 +71,12 @@ class WorkerProcess:
         return self.log_path.read_text()
 
     def left_files(self) -> list[str]:
-        """Everything in the work directory but empty directories and locks."""
+        """Everything in the work directory but empty directories and locks, and what a worker that
+        lives knows of itself."""
         return sorted(
             str(path.relative_to(self.work_directory))
             for path in self.work_directory.rglob("*")
-            if not path.is_dir() and path.parent.name != "locks" and path.name != "lock"
+            if not path.is_dir() and path.parent.name != "locks" and path.name not in OWN_FILES
         )
 
     def strays(self) -> list[psutil.Process]:

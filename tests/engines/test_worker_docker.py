@@ -317,7 +317,7 @@ def test_with_no_engine_the_worker_says_so(containers: Containers) -> None:
     worker = containers.worker()
     worker.env["DOCKER_HOST"] = f"unix://{containers.directory}/nothing.sock"
     containers.start()
-    assert worker.wait() == WorkerExit.UNUSABLE
+    assert worker.wait() == WorkerExit.NO_RUNTIME
     said = [line for line in worker.log.splitlines() if line.startswith("bundle-worker: ")]
     assert len(said) == 1
     assert "no docker engine answers at" in said[0]
