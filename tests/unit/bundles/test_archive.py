@@ -198,6 +198,50 @@ def test_holes_stay_holes(tmp_path: Path) -> None:
         assert content.read() == b"\0end"
 
 
+@pytest.mark.parametrize("name", ["holes", "d/" + "long" * 60 + "/holes", "new\nline", "\udcff"])
+def test_holes_are_packed_as_holes(tmp_path: Path, name: str) -> None:
+    root, destination = tmp_path / "root", tmp_path / "out"
+    (root / name).parent.mkdir(parents=True)
+    destination.mkdir()
+    with (root / name).open("wb") as holes:
+        holes.write(b"begin")
+        for offset in (3 * 2**20, 3 * 2**20 + 9000, 2**32):
+            holes.seek(offset)
+            holes.write(b"here")
+        holes.truncate(2**33)
+    (root / "zzz").write_text("after it")
+    archive = b"".join(pack(root))
+    assert len(archive) < 2**16
+    monster = destination / name
+    assert unpack(io.BytesIO(archive), destination) == 2**33 + len("after it")
+    assert (destination / "zzz").read_text() == "after it"
+    assert monster.stat().st_size == 2**33
+    assert monster.stat().st_blocks * 512 < 2**20
+    with monster.open("rb") as content:
+        for offset in (3 * 2**20, 3 * 2**20 + 9000, 2**32):
+            content.seek(offset)
+            assert content.read(5) == b"here\0"
+        content.seek(0)
+        assert content.read(6) == b"begin\0"
+
+
+@pytest.mark.parametrize("content", [b"", b"at the end"])
+def test_any_tar_reads_packed_holes(tmp_path: Path, content: bytes) -> None:
+    root, destination = tmp_path / "root", tmp_path / "out"
+    root.mkdir()
+    destination.mkdir()
+    with (root / "holes").open("wb") as holes:
+        holes.truncate(2**32 - len(content))
+        holes.seek(0, os.SEEK_END)
+        holes.write(content)
+    archive = b"".join(pack(root))
+    subprocess.run(["tar", "-xzf", "-", "-C", destination], input=archive, check=True)
+    assert (destination / "holes").stat().st_size == 2**32
+    with (destination / "holes").open("rb") as unpacked:
+        unpacked.seek(-10, os.SEEK_END)
+        assert unpacked.read() == content.rjust(10, b"\0")
+
+
 def test_holes_that_stand_for_more_than_the_disk_has_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
