@@ -173,6 +173,24 @@ def test_killed_while_results_are_uploaded(script: ScriptedServer, worker: Worke
     assert len(script.uploads[uuid]) == 1
 
 
+def test_what_is_uploaded_after_a_kill_takes_no_cpu_from_what_comes_next(
+    script: ScriptedServer, worker: WorkerProcess
+) -> None:
+    fault = script.fault("upload", held())
+    worker.start("--cpus", "1")
+    first = script.run("echo done > out")
+    script.until(fault.met.is_set)
+    worker.kill()
+    second = script.run("true")
+    again = script.fault("upload", held())
+    worker.start("--cpus", "1")
+    script.until(again.met.is_set)
+    script.until_over(second)
+    let_go(fault)
+    let_go(again)
+    finish(script, worker, first)
+
+
 def test_killed_when_the_results_are_there_but_nobody_was_told(
     script: ScriptedServer, worker: WorkerProcess
 ) -> None:
