@@ -158,14 +158,18 @@ class LocalProcess:
     # Launch
 
     def check(self) -> list[Finding]:
-        subject = "the home"
+        subject, remedy = "the home", "give another with --home"
+        try:
+            self.list_jobs()
+        except BackendError as error:
+            return [Finding(subject, str(error), error, remedy)]
         place = self._directory
         while not place.exists():
             place = place.parent
         if os.access(place, os.W_OK | os.X_OK):
             return [Finding(subject, f"jobs can be kept in {self._directory}")]
-        error = Unauthorized(f"{place} cannot be written to")
-        return [Finding(subject, str(error), error, "give another with --home")]
+        refusal = Unauthorized(f"{place} cannot be written to")
+        return [Finding(subject, str(refusal), refusal, remedy)]
 
     def launch(
         self, requests: Sequence[LaunchRequest], *, dry_run: bool = False
@@ -181,7 +185,7 @@ class LocalProcess:
             except OSError as error:
                 results.append(_backend_error(error, f"launching {request.key}"))
         # Room is made where it is used up, so that a list never changes anything.
-        with suppress(OSError):
+        with suppress(OSError, BackendError):
             self._tidy()
         return results
 
@@ -209,13 +213,24 @@ class LocalProcess:
                 }
                 _write(place / "record", json.dumps(record))
                 _write(place / "script", SCRIPT)
-                self._spawn(place, lock, request.command, environment)
+                self._spawn_or_leave_nothing(place, lock, request.command, environment)
         finally:
             os.close(lock)
         job = self._job(place, request.key)
         if job is None:
             raise Unreachable(f"the directory of {request.key} cannot be read: who removes it?")
         return job
+
+    def _spawn_or_leave_nothing(
+        self, place: Path, lock: int, argv: Sequence[str], environment: Mapping[str, str]
+    ) -> None:
+        try:
+            self._spawn(place, lock, argv, environment)
+        except OSError as error:
+            refusal = _backend_error(error, f"launching {place.name}")
+            if not isinstance(refusal, Unreachable):
+                shutil.rmtree(place, ignore_errors=True)
+            raise refusal from error
 
     def _spawn(
         self, place: Path, lock: int, argv: Sequence[str], environment: Mapping[str, str]
