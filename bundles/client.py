@@ -10,7 +10,7 @@ import base64
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -99,6 +99,14 @@ class _Session:
     token: str | None = None
     expires: float = 0.0
     lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """How far a download came, and of what: ``tag`` is the server's for these very bytes."""
+
+    tag: str
+    received_bytes: int
 
 
 class Client:
@@ -528,10 +536,46 @@ class Client:
         headers = {"Accept-Encoding": "gzip"}
         if byte_range is not None:
             headers["Range"] = f"bytes={byte_range[0]}-{byte_range[1]}"
+        with self._contents(uuid, path, (), headers, timeout_seconds) as download:
+            yield download
+
+    @contextmanager
+    def fetch(
+        self,
+        uuid: str,
+        path: str = "",
+        *,
+        after: Mark | None = None,
+        timeout_seconds: float = REPLY_TIMEOUT_SECONDS,
+    ) -> Iterator[Download]:
+        """The whole contents, as ``download`` has them, in a form that can be gone on with where
+        the server can do that (feature `resume`).
+
+        ``after``: only what comes after it; a server that cannot do that begins anew, which shows
+        in ``start_bytes``. Raises NotFound.
+        """
+        # A file that is compressed on the way could neither be gone on with nor be checked.
+        headers = {"Accept-Encoding": "identity" if "resume" in self.features else "gzip"}
+        params = []
+        if after is not None:
+            headers |= {"Range": f"bytes={after.received_bytes}-", "If-Range": after.tag}
+            params.append(("skip", str(after.received_bytes)))
+        with self._contents(uuid, path, params, headers, timeout_seconds) as download:
+            yield download
+
+    @contextmanager
+    def _contents(
+        self,
+        uuid: str,
+        path: str,
+        params: Sequence[tuple[str, str]],
+        headers: dict[str, str],
+        timeout_seconds: float,
+    ) -> Iterator[Download]:
         with self._stream(
             "GET",
             f"bundles/{uuid}/contents/blob/{quote(path)}",
-            params=[("support_redirect", "1")],
+            params=[("support_redirect", "1"), *params],
             headers=headers,
             timeout_seconds=timeout_seconds,
             stream=True,
@@ -667,11 +711,39 @@ class Download:
         text = self._response.headers.get("X-Codalab-Target-Size")
         return int(text) if text and text.isdigit() else None
 
-    def chunks(self, size_bytes: int = 64 * 1024) -> Iterator[bytes]:
-        """The bytes, with the transfer's own compression undone."""
+    @property
+    def tag(self) -> str | None:
+        """What to go on by if it is cut off, where the server can do that."""
+        tag: str = self._response.headers.get("ETag", "")
+        is_plain = self._response.headers.get("Content-Encoding", "identity") == "identity"
+        return tag if is_plain and tag.startswith('"') else None
+
+    @property
+    def start_bytes(self) -> int:
+        """How many of the bytes were left out, because they were received before."""
+        text = self._response.headers.get("Bundles-Skipped", "0")
+        if self._response.status_code == 206:
+            text = self._response.headers.get("Content-Range", "").removeprefix("bytes ")
+            text = text.partition("-")[0]
+        return int(text) if text.isdigit() else 0
+
+    @property
+    def sha256(self) -> bytes | None:
+        """The digest of the whole file, where the server gives one."""
+        if self._response.headers.get("Content-Encoding", "identity") != "identity":
+            return None  # it would be of the compressed bytes
+        for digest in self._response.headers.get("Repr-Digest", "").split(","):
+            name, _, value = digest.strip().partition("=")
+            if name == "sha-256":
+                with suppress(ValueError):
+                    return base64.b64decode(value.strip(":"), validate=True)
+        return None
+
+    def chunks(self) -> Iterator[bytes]:
+        """The bytes as they come, with the transfer's own compression undone."""
         try:
-            yield from self._response.iter_bytes(size_bytes)
-        except httpx.TransportError as error:
+            yield from self._response.iter_bytes()
+        except httpx.RequestError as error:  # no answer any more, or one that cannot be decoded
             raise Unreachable(f"the download was cut off: {error}") from error
 
 

@@ -2,21 +2,25 @@
 
     dependencies/ready/<name>/content      a file, or a directory
     dependencies/ready/<name>/about.json   whose, how large; its time of change is its last use
-    dependencies/partial/<name>            on its way; moved to `ready` by one rename
-    dependencies/locks/<name>              flock: shared to look, exclusive to download or remove
+    dependencies/partial/<name>.<random>   on its way; moved to `ready` by one rename
+    dependencies/locks/<name>              to download or remove it (worker.locks)
+
+The rename makes it right: half a dependency is never in `ready`, and of two who bring the same one
+the second finds it there. The lock only keeps them from doing it twice.
 
 Nothing in use is removed to make room. In use is what any run of any worker here depends on,
 and the runs say so themselves: their records are on disk before they ask for a dependency, and
-are read under the exclusive lock before one is removed. So no count can be torn or leak.
+are read before one is removed, and once more when it is out of sight: it is put back for a run
+that came between. So no count can be torn or leak.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import logging
 import os
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,9 +30,10 @@ from functools import partial
 from pathlib import Path
 
 import orjson
+import psutil
 
 from bundles.archive import ChunkStream, unpack
-from bundles.client import Client
+from bundles.client import Client, Download
 from bundles.errors import (
     BundlesError,
     NotFound,
@@ -38,19 +43,29 @@ from bundles.errors import (
 )
 from bundles.sizes import format_size
 from worker.backoff import Backoff
+from worker.locks import SILENCE_SECONDS, GaveUp, Lock, Locks
 from worker.loop import Loop, Outcome, Pool
 from worker.records import dependency_keys
 from worker.runtimes.proc import boot_id
+from worker.transfers import (
+    FIRST_WAIT_SECONDS,
+    LONGEST_WAIT_SECONDS,
+    PATIENCE_SECONDS,
+    Cancelled,
+    CutOff,
+    Transfer,
+)
 from worker.trees import make_read_only, measure_tree, remove_tree
 
 log = logging.getLogger(__name__)
 
-PATIENCE_SECONDS = 6 * 3600.0
-"""How long a download waits for a server that is away. That does not count as a try."""
-CHUNK_TIMEOUT_SECONDS = 60.0
-FIRST_WAIT_SECONDS = 0.2
-LONGEST_WAIT_SECONDS = 15.0
-THREADS = 4
+THREADS = 8
+BOOTS = 32
+"""How many starts of machines an entry remembers that found it whole."""
+NETWORK_FILE_SYSTEMS = ("nfs", "lustre", "ceph", "beegfs", "gpfs", "cifs", "smb", "afs", "fuse.")
+SETTLING_SECONDS = 90.0
+"""On a network file system: how long after its last use something counts as in use, since what
+other machines wrote may be hidden that long (acdirmax is 60 s)."""
 
 Key = tuple[str, str]
 """(parent_uuid, parent_path)"""
@@ -58,14 +73,6 @@ Key = tuple[str, str]
 
 class DependencyFailed(Exception):
     """A dependency could not be had; the message says which and why."""
-
-
-class _Cancelled(Exception):
-    """Nobody waits for the download any more."""
-
-
-class _CutOff(Exception):
-    """The download began and broke off, which counts as a try."""
 
 
 Done = Callable[[Path | DependencyFailed], None]
@@ -78,14 +85,17 @@ class Fetch:
     key: Key
     waiting: list[Done] = field(default_factory=list)
     cancelled: threading.Event = field(default_factory=threading.Event)
-    received_bytes: int = 0
-    size_bytes: int | None = None
+    transfer: Transfer | None = None
+    """None while another worker downloads it."""
 
     def __str__(self) -> str:
         uuid, path = self.key
-        whole = f" of {format_size(self.size_bytes)}" if self.size_bytes else ""
         name = f"{uuid}/{path}" if path else uuid
-        return f"Downloading dependency {name} ({format_size(self.received_bytes)}{whole})"
+        if self.transfer is None:
+            return f"Waiting for dependency {name}"
+        size_bytes = self.transfer.size_bytes
+        whole = f" of {format_size(size_bytes)}" if size_bytes else ""
+        return f"Downloading dependency {name} ({format_size(self.transfer.received_bytes)}{whole})"
 
 
 class Cache:
@@ -99,9 +109,11 @@ class Cache:
         *,
         quota_bytes: int,
         max_retries: int,
+        silence_seconds: float = SILENCE_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.directory = work_directory / "dependencies"
+        self._locks = Locks(self.directory / "locks", silence_seconds=silence_seconds)
         self._workers = work_directory / "workers"
         self._client = client
         self._pool = Pool(loop, "dependencies", THREADS)
@@ -112,6 +124,7 @@ class Cache:
         self.fetches: dict[Key, Fetch] = {}
         for name in ("ready", "partial", "locks"):
             (self.directory / name).mkdir(mode=0o770, parents=True, exist_ok=True)
+        self._settling_seconds = SETTLING_SECONDS if _is_remote(self.directory) else 0.0
 
     @property
     def contents(self) -> Path:
@@ -166,109 +179,113 @@ class Cache:
 
     def _look(self, key: Key) -> Path | None:
         name = entry_name(key)
-        lock = self._lock(name, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        if lock is None:
-            return None
-        try:
-            return self._ready(name)
-        finally:
-            os.close(lock)
+        with self._locks.looking(name) as is_free:
+            return self._ready(name, verify=False) if is_free else None
 
     # In threads
 
     def _fetch(self, fetch: Fetch) -> Path:
-        name = entry_name(fetch.key)
-        lock = self._lock(name, fcntl.LOCK_EX)
-        assert lock is not None
+        uuid, path = fetch.key
+        said = f"Cannot fetch dependency {uuid}/{path}".rstrip("/")
         try:
-            content = self._ready(name)
-            if content is None:
-                content = self._download(fetch, name)
-        finally:
-            os.close(lock)
+            content = self._fetch_patiently(fetch, said)
+        except (Cancelled, GaveUp):
+            raise DependencyFailed(f"{said}: nobody needs it any more") from None
         self.make_room(self._quota_bytes)
         return content
 
-    def _ready(self, name: str) -> Path | None:
-        """The contents, if they are whole. For who holds the lock."""
-        place = self.contents / name
-        about = _read_about(place)
-        if about is None:
-            return None
-        content = place / "content"
-        if about.boot != boot_id():
-            # The machine went down since; files may have been cut though the rename was kept.
-            if measure_tree(content) != (about.size_bytes, about.files):
-                log.warning("the cached dependency %s is damaged: it is fetched again", name)
-                return None
-            about.boot = boot_id()
-            _write_about(place, about)
-        with suppress(OSError):
-            os.utime(place / "about.json")
-        return content
-
-    def _download(self, fetch: Fetch, name: str) -> Path:
-        uuid, path = fetch.key
-        said = f"Cannot fetch dependency {uuid}/{path}".rstrip("/")
+    def _fetch_patiently(self, fetch: Fetch, said: str) -> Path:
+        name = entry_name(fetch.key)
         backoff = Backoff(FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS)
         deadline = self._clock() + PATIENCE_SECONDS
         failures = 0
         while True:
             try:
-                return self._try(fetch, name)
-            except _Cancelled:
-                raise DependencyFailed(f"{said}: nobody needs it any more") from None
+                with self._locks.holding(name, fetch.cancelled):
+                    return self._ready(name) or self._try(fetch, name)
             except (NotFound, NotPermitted) as error:
                 raise DependencyFailed(f"{said}: {error}") from error
             except (Unreachable, ServerFault) as error:
                 reason = str(error)
                 if self._clock() > deadline:
                     raise DependencyFailed(f"{said}: {reason}") from error
-            except (BundlesError, OSError, _CutOff) as error:
+            except (BundlesError, OSError, CutOff) as error:
                 reason = str(error)
                 failures += 1
                 if failures > self._max_retries:
                     raise DependencyFailed(f"{said}: {reason}") from error
                 if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                     self.make_room(0)
-            finally:
-                with suppress(OSError):
-                    remove_tree(self.directory / "partial" / name)
             log.warning("%s: %s; trying again", said, reason)
             if fetch.cancelled.wait(backoff.next_seconds()):
-                raise DependencyFailed(f"{said}: nobody needs it any more")
+                raise Cancelled
+
+    def _ready(self, name: str, *, verify: bool = True) -> Path | None:
+        """The contents, if they are whole."""
+        place = self.contents / name
+        about = _read_about(place)
+        if about is None:
+            return None
+        content = place / "content"
+        if boot_id() not in about.boots:
+            # The machine went down since; files may have been cut though the rename was kept.
+            if not verify:
+                return None
+            if measure_tree(content) != (about.size_bytes, about.files):
+                log.warning("the cached dependency %s is damaged: it is fetched again", name)
+                return None
+            about.boots = [*about.boots, boot_id()][-BOOTS:]
+            _write_about(place, about)
+        with suppress(OSError):
+            os.utime(place / "about.json")
+        return content
 
     def _try(self, fetch: Fetch, name: str) -> Path:
+        """For who holds the lock."""
         uuid, path = fetch.key
-        place = self.directory / "partial" / name
-        remove_tree(place)
+        self._clear(name)
+        place = self._new_partial(name)
         place.mkdir(mode=0o770)
         content = place / "content"
-        fetch.received_bytes, fetch.size_bytes = 0, None
-        with self._client.download(uuid, path, timeout_seconds=CHUNK_TIMEOUT_SECONDS) as download:
-            fetch.size_bytes = download.size_bytes
-            try:
-                chunks = _counted(fetch, download.chunks())
+        transfer = fetch.transfer = Transfer(self._client, uuid, path, fetch.cancelled)
+        try:
+            with transfer.opened() as download:
                 if download.is_directory:
                     content.mkdir()
                     # BinaryIO and io.RawIOBase agree in all that is used here.
-                    unpack(ChunkStream(chunks), content)  # type: ignore[arg-type]
+                    unpack(ChunkStream(transfer.chunks()), content)  # type: ignore[arg-type]
                 else:
-                    with content.open("wb") as file:
-                        for chunk in chunks:
-                            file.write(chunk)
-            except Unreachable as error:
-                raise _CutOff(str(error)) from error
+                    _receive_file(transfer.chunks(), content, download)
+            make_read_only(content)
             size_bytes, files = measure_tree(content)
-            if not download.is_directory and fetch.size_bytes not in (None, size_bytes):
-                raise _CutOff(f"it has {size_bytes} bytes instead of {fetch.size_bytes}")
-        make_read_only(content)
-        _write_about(place, _About(uuid, path, size_bytes, files, boot_id()))
+            _write_about(place, _About(uuid, path, size_bytes, files, [boot_id()]))
+            return self._commit(place, name)
+        finally:
+            fetch.transfer = None
+            with suppress(OSError):
+                remove_tree(place)
+
+    def _commit(self, place: Path, name: str) -> Path:
         ready = self.contents / name
-        if os.path.lexists(ready):
-            self._discard(name)
-        os.rename(place, ready)
-        return ready / "content"
+        while True:
+            try:
+                os.rename(place, ready)
+                return ready / "content"
+            except OSError as error:
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                    raise
+            content = self._ready(name)
+            if content is not None:
+                return content  # somebody was faster
+            remove_tree(self._put_aside(name))
+
+    def _new_partial(self, name: str) -> Path:
+        return self.directory / "partial" / f"{name}.{secrets.token_hex(8)}"
+
+    def _clear(self, name: str) -> None:
+        """Remove what attempts that were killed have left. For who holds the lock."""
+        for place in (self.directory / "partial").glob(f"{name}.*"):
+            remove_tree(place)
 
     # Room
 
@@ -291,25 +308,45 @@ class Cache:
                 total -= size_bytes
 
     def _evict(self, name: str) -> bool:
-        lock = self._lock(name, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if lock is None:
-            return False
-        try:
-            if name in self._in_use():
+        with self._locks.trying(name) as lock:
+            if lock is None or self._is_fresh(name) or name in self._in_use():
                 return False
-            self._discard(name)
-            (self.directory / "locks" / name).unlink(missing_ok=True)
-            log.info("removed the cached dependency %s to make room", name)
-            return True
-        finally:
-            os.close(lock)
+            return self._remove(name, lock)
 
-    def _discard(self, name: str) -> None:
-        # Out of `ready` in one step: half a dependency must never be found there.
-        doomed = self.directory / "partial" / f"{name}.old"
+    def _remove(self, name: str, lock: Lock) -> bool:
+        if not lock.is_ours():
+            return False
+        doomed = self._put_aside(name)
+        if name in self._in_use():
+            # By a run that began, on a machine that does not see the lock, after we looked.
+            with suppress(OSError):
+                os.rename(doomed, self.contents / name)
+                return False
         remove_tree(doomed)
-        os.rename(self.contents / name, doomed)
-        remove_tree(doomed)
+        lock.is_spent = True
+        log.info("removed the cached dependency %s to make room", name)
+        return True
+
+    def _put_aside(self, name: str) -> Path:
+        """Out of `ready` in one step: half a dependency must never be found there."""
+        doomed = self._new_partial(name)
+        with suppress(FileNotFoundError):
+            os.rename(self.contents / name, doomed)
+        return doomed
+
+    def _is_fresh(self, name: str) -> bool:
+        """Whether it was used so lately that another machine's run of it may not be seen yet."""
+        if not self._settling_seconds:
+            return False
+        # By the file server's clock, and opened, so that it is asked for the present time.
+        now, used = self.directory / "now", self.contents / name / "about.json"
+        now.touch()
+        try:
+            with now.open() as one, used.open() as other:
+                age_seconds = os.fstat(one.fileno()).st_mtime - os.fstat(other.fileno()).st_mtime
+        except OSError:
+            return False
+        return age_seconds < self._settling_seconds
 
     def _in_use(self) -> set[str]:
         names: set[str] = set()
@@ -321,40 +358,39 @@ class Cache:
 
     def sweep(self) -> None:
         """Remove what downloads that were killed have left."""
-        for place in list((self.directory / "partial").iterdir()):
-            lock = self._lock(place.name.removesuffix(".old"), fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if lock is not None:
-                try:
-                    remove_tree(place)
-                finally:
-                    os.close(lock)
+        for name in {place.name.partition(".")[0] for place in self._partials()}:
+            with self._locks.trying(name) as lock:
+                if lock is not None:
+                    self._clear(name)
 
-    def _lock(self, name: str, how: int) -> int | None:
-        """A descriptor that holds the lock; None when it is another's and ``how`` is not to
-        wait."""
-        path = self.directory / "locks" / name
-        while True:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
-            try:
-                fcntl.flock(descriptor, how)
-            except BlockingIOError:
-                os.close(descriptor)
-                return None
-            # Who evicts removes the file: a lock on one that is no longer there locks nobody out.
-            try:
-                if os.path.samestat(os.fstat(descriptor), os.stat(path)):
-                    return descriptor
-            except FileNotFoundError:
-                pass
-            os.close(descriptor)
+    def _partials(self) -> list[Path]:
+        return list((self.directory / "partial").iterdir())
 
 
-def _counted(fetch: Fetch, chunks: Iterator[bytes]) -> Iterator[bytes]:
-    for chunk in chunks:
-        if fetch.cancelled.is_set():
-            raise _Cancelled
-        fetch.received_bytes += len(chunk)
-        yield chunk
+def _receive_file(chunks: Iterator[bytes], content: Path, download: Download) -> None:
+    digest = hashlib.sha256()
+    size_bytes = 0
+    with content.open("wb") as file:
+        for chunk in chunks:
+            file.write(chunk)
+            digest.update(chunk)
+            size_bytes += len(chunk)
+    if download.size_bytes not in (None, size_bytes):
+        raise CutOff(f"it has {size_bytes} bytes instead of {download.size_bytes}")
+    if download.sha256 not in (None, digest.digest()):
+        raise CutOff("it was damaged on the way: its SHA-256 is not the server's")
+
+
+def _is_remote(directory: Path) -> bool:
+    """Whether other machines may see the directory, too."""
+    place = os.path.realpath(directory)
+    mounts = [
+        mount
+        for mount in psutil.disk_partitions(all=True)
+        if os.path.commonpath([mount.mountpoint, place]) == mount.mountpoint
+    ]
+    nearest = max(mounts, key=lambda mount: len(mount.mountpoint), default=None)
+    return nearest is not None and nearest.fstype.startswith(NETWORK_FILE_SYSTEMS)
 
 
 @dataclass
@@ -363,7 +399,7 @@ class _About:
     path: str
     size_bytes: int
     files: int
-    boot: str
+    boots: list[str]
 
 
 def entry_name(key: Key) -> str:

@@ -1,17 +1,24 @@
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
+import psutil
 import pytest
 
 from bundles.client import Client
 from bundles.home import Credentials
 from bundles.model import Resources
 from worker import records
-from worker.dependencies import Cache, DependencyFailed, Key, entry_name
+from worker.dependencies import Cache, DependencyFailed, Fetch, Key, entry_name
+from worker.locks import Locks
 from worker.loop import Loop
 from worker.stages import Run
 
@@ -25,18 +32,27 @@ def uuid_of(number: int) -> str:
 
 
 class Shelf:
-    """A server that has every uuid as a file of 1000 bytes, and counts who asks."""
+    """A server that has every uuid as a file of 1000 bytes, and counts who asks. ``meanwhile`` is
+    called while it sends."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
         self.status = 200
+        self.headers: dict[str, str] = {}
+        self.meanwhile: Callable[[], None] = lambda: None
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         uuid = request.url.path.split("/")[3]
         self.asked.append(uuid)
         if self.status != 200:
             return httpx.Response(self.status, text="broken on purpose")
-        return httpx.Response(200, content=bytes(1000), headers={"Target-Type": "file"})
+        headers = {"Target-Type": "file"} | self.headers
+        return httpx.Response(200, content=self._send(), headers=headers)
+
+    def _send(self) -> Iterator[bytes]:
+        yield bytes(500)
+        self.meanwhile()
+        yield bytes(500)
 
 
 @pytest.fixture
@@ -62,7 +78,9 @@ def client(shelf: Shelf) -> Iterator[Client]:
 def new_cache(
     tmp_path: Path, client: Client, loop: Loop, *, quota_bytes: int = 10_000, retries: int = 0
 ) -> Cache:
-    return Cache(tmp_path, client, loop, quota_bytes=quota_bytes, max_retries=retries)
+    return Cache(
+        tmp_path, client, loop, quota_bytes=quota_bytes, max_retries=retries, silence_seconds=0.3
+    )
 
 
 def fetch(cache: Cache, loop: Loop, *keys: Key) -> list[Path | DependencyFailed]:
@@ -165,10 +183,10 @@ def test_what_a_power_cut_has_truncated_is_fetched_again(
     fetch(cache, loop, key)
     place = cache.contents / entry_name(key)
     about = place / "about.json"
-    about.write_text(about.read_text().replace('"boot":"', '"boot":"another-'))
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"boots": ["another"]}))
     fetch(cache, loop, key)
     assert len(shelf.asked) == 1  # whole, though of another boot
-    about.write_text(about.read_text().replace('"boot":"', '"boot":"another-'))
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"boots": ["another"]}))
     (place / "content").chmod(0o600)
     (place / "content").write_bytes(b"")
     results = fetch(cache, loop, key)
@@ -194,7 +212,105 @@ def test_a_download_that_failed_leaves_nothing_and_may_be_asked_for_again(
 
 def test_what_killed_downloads_left_is_swept(tmp_path: Path, client: Client, loop: Loop) -> None:
     cache = new_cache(tmp_path, client, loop)
-    litter = cache.directory / "partial" / uuid_of(1)
+    litter = cache.directory / "partial" / f"{uuid_of(1)}.0123"
     (litter / "content").mkdir(parents=True)
     cache.sweep()
     assert not litter.exists()
+
+
+def partials(cache: Cache) -> list[Path]:
+    return list((cache.directory / "partial").iterdir())
+
+
+def test_a_download_whose_digest_is_not_the_servers_is_thrown_away(
+    tmp_path: Path, shelf: Shelf, client: Client, loop: Loop
+) -> None:
+    digest = base64.b64encode(hashlib.sha256(b"something else").digest()).decode()
+    shelf.headers = {"Repr-Digest": f"sha-256=:{digest}:"}
+    cache = new_cache(tmp_path, client, loop, retries=1)
+    (result,) = fetch(cache, loop, (uuid_of(1), ""))
+    assert isinstance(result, DependencyFailed)
+    assert "SHA-256" in str(result)
+    assert len(shelf.asked) == 2
+    assert partials(cache) == cache.held_keys() == []
+
+
+def test_a_size_that_is_not_the_servers_is_no_download(
+    tmp_path: Path, shelf: Shelf, client: Client, loop: Loop
+) -> None:
+    shelf.headers = {"X-Codalab-Target-Size": "1001"}
+    (result,) = fetch(new_cache(tmp_path, client, loop), loop, (uuid_of(1), ""))
+    assert "has 1000 bytes instead of 1001" in str(result)
+
+
+def test_of_two_who_bring_the_same_the_second_finds_it_there(
+    tmp_path: Path, shelf: Shelf, client: Client, loop: Loop
+) -> None:
+    """As when the lock of the first was taken over."""
+    cache, key = new_cache(tmp_path, client, loop), (uuid_of(1), "")
+    marked = cache.contents / entry_name(key) / "marked"
+
+    def another() -> None:
+        shelf.meanwhile = lambda: None
+        other = new_cache(tmp_path, client, loop)
+        other._locks = Locks(tmp_path)
+        other._clear = lambda name: None  # type: ignore[method-assign]
+        other._fetch_patiently(Fetch(key), "")
+        marked.touch()
+
+    shelf.meanwhile = another
+    (result,) = fetch(cache, loop, key)
+    assert isinstance(result, Path)
+    assert result.read_bytes() == bytes(1000)
+    assert len(shelf.asked) == 2
+    assert marked.exists()  # what the first one brought was not replaced under its users
+    assert partials(cache) == []
+
+
+def test_what_a_run_came_to_need_while_it_was_removed_is_put_back(
+    tmp_path: Path, client: Client, loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, key = new_cache(tmp_path, client, loop), (uuid_of(1), "")
+    (path,) = fetch(cache, loop, key)
+    put_aside = cache._put_aside
+
+    def late(name: str) -> Path:
+        hold(tmp_path, key)
+        return put_aside(name)
+
+    monkeypatch.setattr(cache, "_put_aside", late)
+    cache.make_room(0)
+    assert isinstance(path, Path)
+    assert path.read_bytes() == bytes(1000)
+    assert partials(cache) == []
+
+
+def test_on_a_network_file_system_what_was_just_used_counts_as_in_use(
+    tmp_path: Path, client: Client, loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mounts = [
+        SimpleNamespace(mountpoint="/", fstype="ext4"),
+        SimpleNamespace(mountpoint=os.path.realpath(tmp_path), fstype="nfs4"),
+    ]
+    monkeypatch.setattr(psutil, "disk_partitions", lambda all: mounts)
+    cache = new_cache(tmp_path, client, loop)
+    used, unused = (uuid_of(1), ""), (uuid_of(2), "")
+    fetch(cache, loop, used, unused)
+    age(cache, unused, time.time() - 200)
+    cache.make_room(0)
+    assert cache.held_keys() == [used]
+    mounts.pop()
+    new_cache(tmp_path, client, loop).make_room(0)
+    assert cache.held_keys() == []
+
+
+def test_who_waits_for_a_lock_can_be_told_to_stop(
+    tmp_path: Path, client: Client, loop: Loop
+) -> None:
+    cache, key = new_cache(tmp_path, client, loop), (uuid_of(1), "")
+    waiting = Fetch(key)
+    with Locks(cache.directory / "locks").trying(entry_name(key)):
+        waiting.cancelled.set()
+        with pytest.raises(DependencyFailed, match="nobody needs it"):
+            cache._fetch(waiting)
+    assert str(waiting) == f"Waiting for dependency {uuid_of(1)}"
