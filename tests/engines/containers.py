@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from docker_engine import IMAGE, DockerEngine
+from leftovers import nothing_left
 from serving import Server
 from worker_process import WorkerProcess
 
@@ -151,11 +152,7 @@ class Containers:
         for worker in self.workers.values():
             code = worker.stop()
             assert code == 0, f"{code}: {worker.log}"
-        left = self.left()
-        assert left == [], left
-        for worker in self.workers.values():
-            assert [f for f in worker.left_files() if not f.startswith("dependencies/")] == []
-            assert worker.stray_commands() == []
+        nothing_left(list(self.workers.values()), server=self.client, engine=self.engine)
 
     def close(self) -> None:
         self.client.close()

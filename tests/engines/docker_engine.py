@@ -25,7 +25,10 @@ STOP_SECONDS = 60.0
 IMAGE = "localhost/base:1"
 """No registry listens on localhost: a pull fails at once, and the local image is taken."""
 
-TOOLS = ("bash", "cat", "env", "head", "ls", "mkdir", "rm", "sleep", "true", "wc")
+TOOLS = (
+    *("bash", "cat", "chmod", "env", "head", "ln", "ls", "mkdir", "mkfifo", "rm", "sleep", "true"),
+    *("truncate", "wc"),
+)
 
 
 class Registry:

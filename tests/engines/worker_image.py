@@ -32,8 +32,8 @@ REFERENCE = "localhost/bundle-worker:1"
 ROOT = Path(__file__).resolve().parents[2]
 BUILD_SECONDS = 300.0
 
-BUILD_TOOLS = ("chown", "chmod", "mkdir")
-"""What the steps of the Dockerfile call, besides Python."""
+BUILD_TOOLS = ("chown",)
+"""What the steps of the Dockerfile call, besides Python and those."""
 
 
 class WorkerImage:
