@@ -41,6 +41,7 @@ ENTRIES: dict[str, Entry] = {
     entry.name: entry
     for entry in (
         Entry("local-process", "backends.local_process", "Workers as processes of this machine."),
+        Entry("azure-batch", "backends.azure_batch", "Workers as tasks of Azure Batch."),
     )
 }
 

@@ -237,7 +237,7 @@ def _keep(pool: Pool, alarm: Alarm) -> int:
             except Stopped:
                 return 0
         client = stack.enter_context(pool.client())
-        row = PoolRow(pool.name, pool.backend_name, pool.server, _kept_settings(pool.settings))
+        row = PoolRow(pool.name, pool.backend_name, pool.server, _kept_settings(pool))
         try:
             ledger = stack.enter_context(Ledger(pool.installation.ledger_path))
             ledger.describe(row)
@@ -281,7 +281,12 @@ def _keep(pool: Pool, alarm: Alarm) -> int:
     return 0
 
 
-def _kept_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What `status` needs to find the pool's jobs again, and people to know what it was."""
+def _kept_settings(pool: Pool) -> dict[str, Any]:
+    """What `status` needs to find the pool's jobs again, and people to know what it was.
+
+    An option whose input a terminal would hide is a secret, and is kept nowhere.
+    """
     left_out = {"home", "verbose", "output", "plan", "once", "temp_session", "password_file"}
-    return {name: value for name, value in settings.items() if name not in left_out}
+    own = registry.load(pool.backend_name).options()
+    left_out |= {option.name for option in own if option.name and option.hide_input}
+    return {name: value for name, value in pool.settings.items() if name not in left_out}

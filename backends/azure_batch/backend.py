@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -155,7 +156,7 @@ class AzureBatch:
             tasks.append(definition.task(request, self._context, self._settings, files[secrets]))
         if not place.has_job and place.pool_id is not None:
             self._service.make_job(definition.job(self._settings, place.pool_id))
-            self._place = None
+            self._place = replace(place, has_job=True)
         return tasks
 
     def _find(self, keys: Sequence[LaunchKey]) -> dict[LaunchKey, LaunchResult]:
