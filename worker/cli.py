@@ -92,7 +92,7 @@ def _identity(context: click.Context, parameter: click.Parameter, text: str | No
 @click.option(
     "--cpus",
     type=click.IntRange(min=1),
-    help="How many cpus to offer.  [default: as many as --cpuset has]",
+    help="How many cpus to offer.  [default: as many as --cpuset has, and its cgroup allows]",
 )
 @click.option(
     "--cpuset",
@@ -326,17 +326,20 @@ def _has_neighbours(settings: Settings) -> bool:
 
 
 def _settings(options: dict[str, Any]) -> Settings:
+    from worker.bounds import group_bounds, slurm_bounds, visible_gpus
     from worker.devices import Devices, offered_cpus, offered_gpus, total_memory_bytes
     from worker.settings import Settings
 
-    cpus, is_pinned = offered_cpus(options["cpuset"], options["cpus"], options["worker_id"])
-    memory_bytes = total_memory_bytes()
-    if options["max_memory"] is not None:
-        memory_bytes = min(memory_bytes, options["max_memory"])
+    bounds = visible_gpus(os.environ).within(slurm_bounds(os.environ)).within(group_bounds(_text))
+    cpus, is_pinned = offered_cpus(
+        options["cpuset"], options["cpus"], options["worker_id"], quota=bounds.cpus
+    )
+    memory_limits = (total_memory_bytes(), bounds.memory_bytes, options["max_memory"])
+    memory_bytes = min(limit for limit in memory_limits if limit is not None)
     return Settings(
         worker_id=options["worker_id"],
         work_directory=Path(os.path.realpath(options["work_dir"])),
-        devices=Devices(cpus, offered_gpus(options["gpuset"]), is_pinned),
+        devices=Devices(cpus, offered_gpus(options["gpuset"], bounds.gpus), is_pinned),
         memory_bytes=memory_bytes,
         max_work_dir_bytes=options["max_work_dir_size"],
         checkin_frequency_seconds=options["checkin_frequency_seconds"],
@@ -354,6 +357,13 @@ def _settings(options: dict[str, Any]) -> Settings:
         delete_work_dir_on_exit=options["delete_work_dir_on_exit"],
         download_retries=options["download_retries"],
     )
+
+
+def _text(path: str) -> str | None:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return None
 
 
 def _keep_descriptors_from_runs() -> None:

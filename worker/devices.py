@@ -45,11 +45,14 @@ def assign(devices: Devices, taken: Iterable[Share], cpus: int, gpus: int) -> Sh
     return Share(tuple(free_cpus[:cpus]), tuple(free_gpus[:gpus]))
 
 
-def offered_cpus(cpuset: str, count: int | None, worker_id: str) -> tuple[tuple[int, ...], bool]:
+def offered_cpus(
+    cpuset: str, count: int | None, worker_id: str, *, quota: float | None = None
+) -> tuple[tuple[int, ...], bool]:
     """The cpus to offer, and whether runs are pinned to them.
 
     ``cpuset`` is `ALL` or numbers and ranges such as `0-3,8`. ``count`` limits them, or offers
-    more places than there are cpus. Runs are pinned when the set is known to be this worker's:
+    more places than there are cpus; without it ``quota`` does, how many may be busy at a time.
+    Runs are pinned when the set is known to be this worker's:
     it was given, or it is all that there is. Else other workers beside it would pin to the same.
 
     Raises UsageError.
@@ -65,7 +68,7 @@ def offered_cpus(cpuset: str, count: int | None, worker_id: str) -> tuple[tuple[
                 f"--cpuset {cpuset}: there is no cpu {missing[0]} here, only {_ranges(present)}"
             )
     if count is None:
-        count = len(chosen)
+        count = len(chosen) if quota is None else min(len(chosen), max(1, int(quota)))
     if count > len(chosen):
         return tuple(range(count)), False
     if cpuset.upper() == "ALL" and count < len(chosen):
@@ -92,24 +95,34 @@ def _ranges(cpus: Iterable[int]) -> str:
     return ",".join(str(cpu) for cpu in sorted(cpus))
 
 
-def offered_gpus(gpuset: str) -> tuple[str, ...]:
+def offered_gpus(gpuset: str, allowed: Sequence[str] | None = None) -> tuple[str, ...]:
     """The gpus to offer, as `CUDA_VISIBLE_DEVICES` takes them.
 
     ``gpuset`` is `ALL`, `NONE` (or empty), or indices or UUIDs. Asks nvidia-smi, if there is one.
+    ``allowed``: no others, by index or (the beginning of) UUID.
     Raises UsageError for a gpu that is not there.
     """
     if gpuset.upper() in ("", "NONE"):
         return ()
     present = _nvidia_gpus()
+    if allowed is not None:
+        present = [gpu for gpu in present if _is_among(gpu, allowed)]
     if gpuset.upper() == "ALL":
         return tuple(index for index, _ in present)
     names = {name: index for index, uuid in present for name in (index, uuid)}
     chosen: list[str] = []
     for name in gpuset.split(","):
         if name.strip() not in names:
-            raise UsageError(f"--gpuset {gpuset}: nvidia-smi shows no gpu {name.strip()!r} here")
+            raise UsageError(f"--gpuset {gpuset}: there is no gpu {name.strip()!r} to offer here")
         chosen.append(names[name.strip()])
     return tuple(dict.fromkeys(chosen))
+
+
+def _is_among(gpu: tuple[str, str], names: Sequence[str]) -> bool:
+    index, uuid = gpu
+    return any(
+        name == index or (name.startswith("GPU-") and uuid.startswith(name)) for name in names
+    )
 
 
 def _nvidia_gpus() -> Sequence[tuple[str, str]]:
@@ -132,12 +145,5 @@ def _nvidia_gpus() -> Sequence[tuple[str, str]]:
 
 
 def total_memory_bytes() -> int:
-    """What there is: of the machine, or of the control group that we are confined to."""
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            with open(path) as file:
-                total = min(total, int(file.read()))
-        except (OSError, ValueError):
-            continue
-    return total
+    """What the machine has."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

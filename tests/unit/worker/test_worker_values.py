@@ -66,6 +66,9 @@ def test_runs_are_pinned_only_to_cpus_that_are_known_to_be_this_workers() -> Non
     more, pinned = offered_cpus("ALL", len(present) + 3, "w")
     assert (len(more), pinned) == (len(present) + 3, False)
     assert offered_cpus(str(present[0]), None, "w") == ((present[0],), True)
+    assert len(offered_cpus("ALL", None, "w", quota=1.9)[0]) == 1
+    assert len(offered_cpus("ALL", None, "w", quota=0.2)[0]) == 1
+    assert len(offered_cpus("ALL", None, "w", quota=1000.0)[0]) == len(present)
 
 
 @pytest.mark.parametrize("cpuset", ["", "x", "1-", "-", "99999"])
@@ -84,6 +87,10 @@ def test_no_gpus_are_offered_when_none_are_wanted_and_unknown_ones_are_refused(
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     assert offered_gpus("ALL") == ("0", "1")
     assert offered_gpus("GPU-b,0") == ("1", "0")
+    assert offered_gpus("ALL", ["GPU-b"]) == ("1",)
+    assert offered_gpus("ALL", []) == ()
+    with pytest.raises(UsageError, match="no gpu '0'"):
+        offered_gpus("0", ["1"])
     with pytest.raises(UsageError, match="no gpu '7'"):
         offered_gpus("7")
 
