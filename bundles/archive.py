@@ -34,6 +34,7 @@ HOLE_BYTES = 1024**2
 MOST_SPARSE_BYTES = 8 * 1024**3 - 2 * HOLE_BYTES
 """tarfile cannot read a file with holes that has more in it."""
 _GZIP_WINDOW_BITS = 31  # a gzip header and trailer
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 DEEPEST = 200
 """More directories in directories than this are refused: who walks them later may recurse."""
 
@@ -52,6 +53,7 @@ def pack(root: Path, *, exclude: Sequence[str] = ()) -> Iterator[bytes]:
     matches one. Left out as well: sockets, pipes, devices, links that leave ``root``, and what
     vanishes meanwhile. A file that grows or shrinks while it is read is cut or filled with zeros
     to the size it had. Holes are not read: a terabyte without content is packed at once.
+    Raises UsageError for directories too deep in each other.
     """
     return compress(_tar_chunks(root, exclude))
 
@@ -75,28 +77,41 @@ def compress(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _tar_chunks(root: Path, exclude: Sequence[str]) -> Iterator[bytes]:
-    for path, status in _walk(str(root), "", exclude):
-        member = _member(str(root), path, status)
-        if member is None:
-            continue
-        if not member.isreg():
-            yield member.tobuf(tarfile.PAX_FORMAT)
-            continue
-        try:
-            # A pipe put in the file's place since it was looked at must not block us.
-            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
-            descriptor = os.open(os.path.join(root, path), flags)
-        except OSError:
-            continue
-        with open(descriptor, "rb") as file:
-            pieces = _pieces(descriptor, status)
-            if pieces is None:
-                yield member.tobuf(tarfile.PAX_FORMAT)
-                yield from _exactly(file, member.size)
-                yield bytes(-member.size % tarfile.BLOCKSIZE)
+    try:
+        descriptor = os.open(root, _DIRECTORY & ~os.O_NOFOLLOW)
+    except OSError:
+        yield bytes(2 * tarfile.BLOCKSIZE)
+        return
+    try:
+        for place, path, status in _walk(descriptor, "", exclude, 0):
+            member = _member(str(root), place, path, status)
+            if member is None:
+                continue
+            if member.isreg():
+                yield from _file(member, place, status)
             else:
-                yield from _sparse_member(member, file, pieces)
+                yield member.tobuf(tarfile.PAX_FORMAT)
+    finally:
+        os.close(descriptor)
     yield bytes(2 * tarfile.BLOCKSIZE)
+
+
+def _file(member: tarfile.TarInfo, place: int, status: os.stat_result) -> Iterator[bytes]:
+    name = posixpath.basename(member.name)
+    try:
+        # A pipe put in the file's place since it was looked at must not block us.
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        descriptor = os.open(name, flags, dir_fd=place)
+    except OSError:
+        return
+    with open(descriptor, "rb") as file:
+        pieces = _pieces(descriptor, status)
+        if pieces is not None:
+            yield from _sparse_member(member, file, pieces)
+            return
+        yield member.tobuf(tarfile.PAX_FORMAT)
+        yield from _exactly(file, member.size)
+        yield bytes(-member.size % tarfile.BLOCKSIZE)
 
 
 def _pieces(descriptor: int, status: os.stat_result) -> list[tuple[int, int]] | None:
@@ -152,10 +167,17 @@ def _exactly(file: BinaryIO, size_bytes: int) -> Iterator[bytes]:
 
 
 def _walk(
-    root: str, directory: str, exclude: Sequence[str]
-) -> Iterator[tuple[str, os.stat_result]]:
+    place: int, directory: str, exclude: Sequence[str], depth: int
+) -> Iterator[tuple[int, str, os.stat_result]]:
+    """(descriptor of its directory, path, status) of everything.
+
+    By descriptors: who owns the tree may be at work in it, and put a link where a directory was.
+    """
+    if depth > DEEPEST:
+        raise UsageError(f"there are more than {DEEPEST} directories in each other")
     try:
-        entries = sorted(os.scandir(os.path.join(root, directory)), key=lambda entry: entry.name)
+        with os.scandir(place) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
     except OSError:
         return
     for entry in entries:
@@ -163,15 +185,22 @@ def _walk(
         if any(fnmatch.fnmatchcase(name, p) for p in exclude for name in (entry.name, path)):
             continue
         try:
-            status = entry.stat(follow_symlinks=False)
+            status = os.stat(entry.name, dir_fd=place, follow_symlinks=False)
         except OSError:
             continue
-        yield path, status
+        yield place, path, status
         if stat.S_ISDIR(status.st_mode):
-            yield from _walk(root, path, exclude)
+            try:
+                inside = os.open(entry.name, _DIRECTORY, dir_fd=place)
+            except OSError:
+                continue
+            try:
+                yield from _walk(inside, path, exclude, depth + 1)
+            finally:
+                os.close(inside)
 
 
-def _member(root: str, path: str, status: os.stat_result) -> tarfile.TarInfo | None:
+def _member(root: str, place: int, path: str, status: os.stat_result) -> tarfile.TarInfo | None:
     member = tarfile.TarInfo(path)
     member.mode = stat.S_IMODE(status.st_mode)
     member.mtime = int(status.st_mtime)
@@ -181,7 +210,7 @@ def _member(root: str, path: str, status: os.stat_result) -> tarfile.TarInfo | N
         member.type = tarfile.DIRTYPE
     elif stat.S_ISLNK(status.st_mode):
         try:
-            target = os.readlink(os.path.join(root, path))
+            target = os.readlink(posixpath.basename(path), dir_fd=place)
         except OSError:
             return None
         if os.path.isabs(target) or not is_inside(root, os.path.join(root, path)):

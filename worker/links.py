@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from bundles.archive import check_path
+from bundles.archive import check_path, is_inside
 
 OUTPUTS = ("stdout", "stderr")
 
@@ -71,6 +71,7 @@ def remove_links(directory: Path, child_paths: Iterable[str], cache: Path) -> No
     for path in sorted(child_paths, key=_depth, reverse=True):
         parent = posixpath.normpath(path)
         while parent not in ("", ".", "/"):
-            with suppress(OSError):  # it is not empty, so it is the run's now
-                os.rmdir(directory / parent)
+            if is_inside(directory, directory / posixpath.dirname(parent)):
+                with suppress(OSError):  # it is not empty, so it is the run's now
+                    os.rmdir(directory / parent)
             parent = posixpath.dirname(parent)

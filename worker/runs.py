@@ -6,6 +6,7 @@ What the server says and hears of them is the business of worker.worker.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -40,7 +41,7 @@ from worker.stages import (
     Started,
     step,
 )
-from worker.trees import measure_tree, remove_tree
+from worker.trees import make_readable, measure_tree, remove_tree
 from worker.uploads import Cancelled, upload
 from worker.watch import Watch
 
@@ -321,6 +322,8 @@ class Runs:
         if held.has_spawned:
             self.runtime.end_all(run.key, held.place)
         remove_tree(held.place / "tmp")
+        if os.geteuid() != 0:
+            make_readable(held.directory)  # which modes do not keep root from
         dependencies = run.bundle.get("dependencies") or ()
         if dependencies:
             child_paths = [dependency["child_path"] for dependency in dependencies]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-import shutil
 import stat
-from collections.abc import Callable
+import uuid
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+DEEPEST = 100
+"""Directories in each other that are worked on at once."""
 
 
 def remove_tree(path: Path) -> None:
@@ -24,23 +26,65 @@ def remove_tree(path: Path) -> None:
         with suppress(FileNotFoundError):
             os.unlink(path)
         return
-    shutil.rmtree(path, onerror=_open_up)
-
-
-def _open_up(function: Callable[..., Any], path: str, _: Any) -> None:
-    # Only directories keep what is in them from being removed.
-    parent = os.path.dirname(path)
-    for directory in (parent, path):
-        with suppress(OSError):
-            if stat.S_ISDIR(os.lstat(directory).st_mode):
-                os.chmod(directory, 0o700)
+    _open_up(path)
+    root = os.open(path, _DIRECTORY)
     try:
-        if os.path.isdir(path) and not os.path.islink(path):
-            shutil.rmtree(path)
-        else:
-            os.unlink(path)
-    except FileNotFoundError:
-        pass
+        while _empty(root, root, 0):
+            pass
+    finally:
+        os.close(root)
+    with suppress(FileNotFoundError):
+        os.rmdir(path)
+
+
+def _empty(place: int, root: int, depth: int) -> bool:
+    """Remove all in a directory; whether something of it was put aside in ``root``.
+
+    What is deeper than descriptors and the stack may reach is moved up, and goes later.
+    """
+    with os.scandir(place) as entries:
+        found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+    is_unfinished = False
+    for name, is_directory in found:
+        with suppress(FileNotFoundError):
+            if not is_directory:
+                os.unlink(name, dir_fd=place)
+                continue
+            _open_up(name, place)
+            if depth == DEEPEST:
+                os.rename(name, uuid.uuid4().hex, src_dir_fd=place, dst_dir_fd=root)
+                is_unfinished = True
+                continue
+            inside = os.open(name, _DIRECTORY, dir_fd=place)
+            try:
+                is_unfinished |= _empty(inside, root, depth + 1)
+            finally:
+                os.close(inside)
+            os.rmdir(name, dir_fd=place)
+    return is_unfinished
+
+
+def _open_up(name: str | Path, place: int | None = None) -> None:
+    """Let its owner change a directory. Only directories keep what is in them."""
+    mode = os.stat(name, dir_fd=place, follow_symlinks=False).st_mode
+    if stat.S_ISDIR(mode) and mode & stat.S_IRWXU != stat.S_IRWXU:
+        os.chmod(name, stat.S_IRWXU, dir_fd=place)
+
+
+def make_readable(path: Path) -> None:
+    """Let its owner read all that is in a directory, whatever modes it was given."""
+    todo = [os.fspath(path)]
+    while todo:
+        current = todo.pop()
+        with suppress(OSError):
+            _open_up(current)
+            with os.scandir(current) as entries:
+                for entry in entries:
+                    mode = entry.stat(follow_symlinks=False).st_mode
+                    if stat.S_ISDIR(mode):
+                        todo.append(entry.path)
+                    elif stat.S_ISREG(mode) and not mode & stat.S_IRUSR:
+                        os.chmod(entry.path, stat.S_IMODE(mode) | stat.S_IRUSR)
 
 
 def measure_tree(path: Path) -> tuple[int, int]:

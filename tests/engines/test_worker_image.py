@@ -122,6 +122,9 @@ def test_a_worker_with_the_engines_socket_runs_bundles_in_containers_beside_it(
 ) -> None:
     worker = ContainedWorker(stand, worker_image.reference, *worker_image.socket_options())
     worker.start("--runtime", "docker", "--cpus", "2")
+    locked = stand.run("mkdir -p d/e; echo x > d/e/f; chmod 0 d/e/f d/e d .", image=IMAGE)
+    assert worker.end(locked).state == "ready"
+    assert stand.read(locked, "d/e/f") == "x\n"
     first = [stand.run(f"echo {n} > out", image=IMAGE) for n in range(3)]
     last = stand.run(
         "cat p*/out; echo $UID; ls /var/run/docker.sock || echo none",

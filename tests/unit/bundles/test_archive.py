@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import io
 import os
 import subprocess
@@ -12,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from bundles.archive import ChunkStream, check_path, pack, unpack
+from bundles.archive import CHUNK_BYTES, ChunkStream, check_path, pack, unpack
 from bundles.errors import UsageError
 
 
@@ -196,6 +197,34 @@ def test_holes_stay_holes(tmp_path: Path) -> None:
     with holes.open("rb") as content:
         content.seek(-4, os.SEEK_END)
         assert content.read() == b"\0end"
+
+
+def test_a_directory_that_becomes_a_link_while_it_is_packed_leads_nowhere(tmp_path: Path) -> None:
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    (root / "d").mkdir(parents=True)
+    (root / "d" / "secret").write_bytes(os.urandom(CHUNK_BYTES))
+    (root / "a").write_bytes(os.urandom(4 * CHUNK_BYTES))
+    outside.mkdir()
+    (outside / "secret").write_text("of another")
+    chunks = pack(root)
+    begun = next(chunks)
+    (root / "d").rename(root / "elsewhere")
+    (root / "d").symlink_to(outside)
+    whole = gzip.decompress(b"".join([begun, *chunks]))
+    assert b"of another" not in whole
+
+
+def test_directories_too_deep_in_each_other_are_refused(tmp_path: Path) -> None:
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(3000):
+        os.mkdir("d", dir_fd=descriptor)
+        inside = os.open("d", os.O_RDONLY, dir_fd=descriptor)
+        os.close(descriptor)
+        descriptor = inside
+    os.close(descriptor)
+    with pytest.raises(UsageError, match="more than 200 directories"):
+        list(pack(tmp_path))
+    subprocess.run(["rm", "-rf", tmp_path / "d"], check=True)  # which pytest could not
 
 
 @pytest.mark.parametrize("name", ["holes", "d/" + "long" * 60 + "/holes", "new\nline", "\udcff"])

@@ -7,7 +7,7 @@ import pytest
 
 from bundles.errors import UsageError
 from worker.links import place_links, remove_links
-from worker.trees import make_read_only, measure_tree, remove_tree
+from worker.trees import make_read_only, make_readable, measure_tree, remove_tree
 from worker.visits import write_file
 
 
@@ -37,6 +37,43 @@ def test_a_tree_is_removed_whatever_its_modes_are(tmp_path: Path) -> None:
     remove_tree(tmp_path / "t")
     assert list(tmp_path.iterdir()) == []
     remove_tree(tmp_path / "t")
+
+
+def test_a_tree_is_removed_however_deep_it_is(tmp_path: Path) -> None:
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    for depth in range(3000):
+        os.mkdir("d", dir_fd=descriptor)
+        inside = os.open("d", os.O_RDONLY, dir_fd=descriptor)
+        os.close(os.open("f", os.O_CREAT, 0o000, dir_fd=inside))
+        if depth % 99 == 0:
+            os.fchmod(inside, 0o700 if os.geteuid() else 0)
+        os.close(descriptor)
+        descriptor = inside
+    os.close(descriptor)
+    (tmp_path / "stays").write_text("x")
+    (tmp_path / "d" / "link").symlink_to(tmp_path)
+    remove_tree(tmp_path / "d")
+    assert [path.name for path in tmp_path.iterdir()] == ["stays"]
+
+
+def test_links_are_taken_out_of_the_directory_only(directory: Path, tmp_path: Path) -> None:
+    (tmp_path / "outside" / "b").mkdir(parents=True)
+    (directory / "a").symlink_to(tmp_path / "outside")
+    remove_links(directory, ["a/b/c"], tmp_path / "cache")
+    assert (tmp_path / "outside" / "b").is_dir()
+
+
+def test_what_its_owner_may_not_read_can_be_made_readable(tmp_path: Path) -> None:
+    (tmp_path / "d" / "e").mkdir(parents=True)
+    (tmp_path / "d" / "e" / "f").write_text("x")
+    (tmp_path / "d" / "link").symlink_to(tmp_path / "outside")
+    (tmp_path / "outside").write_text("x")
+    for path in ("d/e/f", "d/e", "d", "outside"):
+        (tmp_path / path).chmod(0)
+    make_readable(tmp_path / "d")
+    for path in ("d/e/f", "d/e", "d"):
+        assert (tmp_path / path).stat().st_mode & 0o400
+    assert (tmp_path / "outside").stat().st_mode & 0o777 == 0
 
 
 def test_a_tree_is_measured_without_following_links(tmp_path: Path) -> None:
