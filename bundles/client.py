@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -94,7 +95,7 @@ class TargetInfo:
 
 @dataclass
 class _Session:
-    """The bearer token in use and when to renew it (epoch seconds)."""
+    """The bearer token in use and when to renew it (of the monotonic clock)."""
 
     token: str | None = None
     expires: float = 0.0
@@ -131,6 +132,9 @@ class Client:
         self.server = server.rstrip("/")
         self.features: frozenset[str] = frozenset()
         """What the server offers beyond CodaLab's protocol (docs/protocol.md), as it last said."""
+        self.clock_skew_seconds: float | None = None
+        """How far the server's clock was ahead of ours at its first reply, to a second; None as
+        long as it has not said."""
         self._credentials = credentials
         self._client_id = client_id
         self._patience_seconds = patience_seconds
@@ -239,6 +243,8 @@ class Client:
                 offered = response.headers.get(FEATURES_HEADER)
                 if offered is not None:
                     self.features = frozenset(name.strip() for name in offered.split(","))
+                if self.clock_skew_seconds is None:
+                    self.clock_skew_seconds = _clock_skew(response.headers.get("Date"))
                 yield response
             finally:
                 response.close()
@@ -257,7 +263,7 @@ class Client:
             return self._credentials.token
         with self._session.lock:
             session = self._session
-            if session.token is None or time.time() > session.expires - TOKEN_MARGIN_SECONDS:
+            if session.token is None or time.monotonic() > session.expires - TOKEN_MARGIN_SECONDS:
                 session.token, session.expires = self._password_grant()
             return session.token
 
@@ -290,7 +296,7 @@ class Client:
         document = orjson.loads(response.content)
         if document.get("token_type") != "Bearer":
             raise ServerFault(f"{self.server} gave a token of type {document.get('token_type')!r}")
-        return document["access_token"], time.time() + float(document.get("expires_in", 3600))
+        return document["access_token"], time.monotonic() + float(document.get("expires_in", 3600))
 
     def whoami(self) -> dict[str, Any]:
         """`{"id", "user_name", "is_root_user", …}` of the caller."""
@@ -761,6 +767,15 @@ def _sentence(response: httpx.Response) -> str:
     if not text or text.startswith("<"):
         return f"the server answered {response.status_code} {response.reason_phrase}"
     return text.splitlines()[0][:1000]
+
+
+def _clock_skew(date: str | None) -> float | None:
+    if date is None:
+        return None
+    try:
+        return parsedate_to_datetime(date).timestamp() - time.time()
+    except ValueError:
+        return None
 
 
 def _is_loopback(server: str) -> bool:

@@ -252,6 +252,8 @@ def _serve(options: dict[str, Any]) -> int:
         credentials = read_password_file(options["password_file"])
     else:
         credentials = find_credentials(server, home)
+    from worker.fitness import directory_fault
+
     settings = _settings(options)
     _keep_descriptors_from_runs()
     try:
@@ -261,6 +263,14 @@ def _serve(options: dict[str, Any]) -> int:
         click.echo(
             f"bundle-worker: the work directory {settings.work_directory} cannot be used "
             f"({error.strerror}): give another with --work-dir",
+            err=True,
+        )
+        return WorkerExit.UNUSABLE
+    fault = directory_fault(settings.work_directory)
+    if fault is not None and not any(settings.runs_directory.iterdir()):
+        click.echo(
+            f"bundle-worker: the work directory {settings.work_directory} cannot be used "
+            f"({fault}): make room, or give another with --work-dir",
             err=True,
         )
         return WorkerExit.UNUSABLE

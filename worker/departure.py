@@ -10,6 +10,7 @@ from bundles.client import Client
 from bundles.errors import BundlesError
 from bundles.exits import WorkerExit
 from worker.checkin import Reporter, Trouble
+from worker.fitness import CLOCK_FAULT_SECONDS, clock_difference
 from worker.loop import Loop, Outcome, Pool, Timer
 from worker.preemption.base import Notice
 from worker.runs import Runs
@@ -78,9 +79,15 @@ class Departure:
         limit = self._settings.exit_after_num_runs
         return None if limit is None else max(0, limit - len(self._tally))
 
-    def started(self) -> None:
-        """The server has answered for the first time."""
+    def started(self, clock_skew_seconds: float | None) -> None:
+        """The server has answered for the first time, and said what time it has."""
         self._is_started = True
+        difference = clock_difference(clock_skew_seconds or 0.0)
+        if difference is not None:
+            log.warning("%s", difference)
+            if abs(clock_skew_seconds or 0.0) > CLOCK_FAULT_SECONDS and not self._runs.held:
+                self._check_out(difference, WorkerExit.WRONG_CLOCK)
+                return
         if self._reporter.is_batch:
             self.consider()
 
@@ -109,6 +116,7 @@ class Departure:
         if all(held.run.stage in _OVER for held in self._runs.held.values()):
             self._code = WorkerExit.FINISHED
             self._loop.call_later(CONFIRMATION_SECONDS, self._confirm)
+            self._reporter.now()
             self.consider()  # or once the last one is removed
         else:
             self.let_go()

@@ -152,7 +152,7 @@ class Worker:
         if not self._is_started:
             self._is_started = True
             log.info("Worker started!")
-            self._departure.started()
+            self._departure.started(self._client.clock_skew_seconds)
         if not self._reporter.is_batch:
             # The same reply may bring a run: whether to leave is considered after that.
             for key, stage in states.items():

@@ -134,7 +134,6 @@ async def _run(
             log_config=None,
             log_level=logging.WARNING,
             server_header=False,
-            date_header=False,
             headers=[("Bundles-Features", FEATURES)],
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=ENDING_SECONDS,

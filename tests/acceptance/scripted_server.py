@@ -14,6 +14,7 @@ import re
 import socket
 import tarfile
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -66,6 +67,7 @@ class ScriptedServer:
         self.downloads: list[tuple[str, str]] = []
         self.finalizes = True
         self.session_refused: set[str] = set()
+        self.clock_ahead_seconds = 0.0
         self._messages: dict[str, dict[str, Any]] = {}
         self._numbers = itertools.count(1)
         self._sequences: dict[str | None, int] = {}
@@ -293,6 +295,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
+
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        return super().date_time_string(time.time() + self.server_script.clock_ahead_seconds)
 
     def do_GET(self) -> None:
         self._serve()
