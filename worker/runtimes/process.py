@@ -106,6 +106,9 @@ class Wrapper(Protocol):
         """What runs the job's command by ``shell``, with descriptor 4 as its stderr, and writes
         `entered` to its own stderr before that."""
 
+    def dependency_paths(self, uuid: str) -> Path:
+        """See worker.runtimes.base.Runtime."""
+
     def environment(self, job: Job) -> Mapping[str, str]:
         """What is added to the environment."""
 
@@ -154,7 +157,7 @@ class ProcessRuntime:
     # Start
 
     def dependency_paths(self, uuid: str) -> Path | None:
-        return None
+        return self._wrapper.dependency_paths(uuid) if self._wrapper is not None else None
 
     def prepare(self, job: Job, done: Prepared) -> None:
         done(None)

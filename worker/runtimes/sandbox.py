@@ -16,14 +16,14 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from worker.runtimes.base import Job
+from worker.runtimes.base import Job, mount_name
 from worker.runtimes.process import ENTERED, STDERR
 
 PROBE_SECONDS = 10.0
 
 SYSTEM = (
     *("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc", "/opt"),
-    *("/nix", "/gnu", "/cvmfs", "/sys"),
+    *("/nix", "/gnu", "/cvmfs", "/sys/bus", "/sys/class", "/sys/dev", "/sys/devices"),
 )
 """Where programs lie, and what configures them."""
 
@@ -42,8 +42,11 @@ class Sandbox:
 
     arguments: tuple[str, ...]
 
+    def dependency_paths(self, uuid: str) -> Path:
+        return Path(f"/{uuid}_dependencies")
+
     def environment(self, job: Job) -> Mapping[str, str]:
-        return {"TMPDIR": "/tmp"}
+        return {"HOME": f"/{job.uuid}", "TMPDIR": "/tmp"}
 
     def command_line(self, job: Job, shell: str) -> list[str]:
         line = [*self.arguments]
@@ -52,13 +55,13 @@ class Sandbox:
         if job.gpus:
             for device in sorted(Path("/dev").glob("nvidia*")):
                 line += ["--dev-bind", str(device), str(device)]
-        temporary, directory = str(job.place / "tmp"), str(job.directory)
-        line += ["--bind", temporary, "/tmp", "--symlink", "/tmp", "/var/tmp"]
-        line += ["--bind", directory, directory]
-        for content in dict.fromkeys(str(path) for path in job.contents.values()):
-            line += ["--ro-bind", content, content]
+        line += ["--bind", str(job.place / "tmp"), "/tmp", "--symlink", "/tmp", "/var/tmp"]
+        line += ["--bind", str(job.directory), f"/{job.uuid}"]
+        root = self.dependency_paths(job.uuid)
+        for path, content in job.contents.items():
+            line += ["--ro-bind", str(content), f"{root}/{mount_name(path)}"]
         # What is nobody's mount is a file system of its own: nothing shall be lost in there.
-        line += ["--remount-ro", "/", "--chdir", directory]
+        line += ["--remount-ro", "/", "--chdir", f"/{job.uuid}"]
         return [*line, "--", "/bin/sh", "-c", INSIDE, "sh", shell, job.command]
 
 
@@ -72,7 +75,7 @@ def find_sandbox(hidden: Collection[Path]) -> Sandbox:
     with tempfile.TemporaryDirectory(prefix="bundle-worker-") as name:
         place = Path(name)
         (place / "tmp").mkdir()
-        probe = Job("probe", "", "true", place, place, network=False)
+        probe = Job("probe", "probe", "true", place, place, network=False)
         try:
             done = subprocess.run(
                 sandbox.command_line(probe, "/bin/sh"),
@@ -91,7 +94,7 @@ def find_sandbox(hidden: Collection[Path]) -> Sandbox:
 
 
 def _common_arguments(program: str, hidden: Collection[Path]) -> tuple[str, ...]:
-    line = [program, "--unshare-pid", "--as-pid-1", "--unshare-ipc", "--die-with-parent"]
+    line = [program, "--unshare-pid", "--as-pid-1", "--die-with-parent"]
     # To root it leaves all that root may do, unless told otherwise.
     line += ["--cap-drop", "ALL", "--proc", "/proc", "--dev", "/dev"]
     shown = []
