@@ -55,13 +55,15 @@ def _answer(directory: Path, uuid: str, path: str, arguments: Mapping[str, Any])
     target = _target(directory, path)
     if kind == "get_target_info":
         depth = int(arguments.get("depth") or 0)
-        info = _describe(target, posixpath.basename(path.rstrip("/")) or uuid, depth)
+        name = posixpath.basename(path.rstrip("/")) or uuid
+        with _opened(directory, target.parent, os.O_DIRECTORY) as place:
+            info = _describe(place, target.name, name, depth)
         info["resolved_target"] = {"bundle_uuid": uuid, "subpath": path}
         return Answer(document={"target_info": info})
     if kind == "stream_directory":
         if not target.is_dir():
             raise UsageError(f"{path or uuid} is no directory")
-        return Answer(content=pack(target))
+        return Answer(content=_packed(directory, target))
     if kind == "stream_file":
         return Answer(content=_compressed(directory, target))
     if kind == "read_file_section":
@@ -99,17 +101,41 @@ def _target(directory: Path, path: str) -> Path:
 
 
 @contextmanager
-def _open(directory: Path, target: Path) -> Iterator[BinaryIO]:
+def _opened(directory: Path, target: Path, flags: int = 0) -> Iterator[int]:
     # What was looked at may be something else by now: what counts is what was opened.
-    descriptor = os.open(target, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise UsageError(f"{target.name} is no file")
+    flags |= os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    descriptor = os.open(target, flags)
+    try:
         opened = os.readlink(f"/proc/self/fd/{descriptor}").removesuffix(" (deleted)")
         root = os.path.realpath(directory)
-        if os.path.commonpath([root, opened]) != root:
+        # Where the run's directory itself lies is not the run's to change.
+        if target != Path(root).parent and os.path.commonpath([root, opened]) != root:
             raise NotFound(f"{target.name} leads out of the run's directory")
-        yield file
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _open(directory: Path, target: Path) -> Iterator[BinaryIO]:
+    with _opened(directory, target) as descriptor:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise UsageError(f"{target.name} is no file")
+        with open(descriptor, "rb", closefd=False) as file:
+            yield file
+
+
+def _packed(directory: Path, target: Path) -> Iterator[bytes]:
+    opening = _opened(directory, target, os.O_DIRECTORY)
+    descriptor = opening.__enter__()
+
+    def chunks() -> Iterator[bytes]:
+        try:
+            yield from pack(Path(f"/proc/self/fd/{descriptor}"))
+        finally:
+            opening.__exit__(None, None, None)
+
+    return chunks()
 
 
 def _compressed(directory: Path, target: Path) -> Iterator[bytes]:
@@ -129,22 +155,27 @@ def _compressed(directory: Path, target: Path) -> Iterator[bytes]:
     return chunks()
 
 
-def _describe(path: Path, name: str, depth: int) -> dict[str, Any]:
-    status = os.lstat(path)
+def _describe(place: int, entry: str, name: str, depth: int) -> dict[str, Any]:
+    status = os.stat(entry, dir_fd=place, follow_symlinks=False)
     info: dict[str, Any] = {
         "name": name,
         "size": status.st_size,
         "perm": stat.S_IMODE(status.st_mode),
     }
     if stat.S_ISLNK(status.st_mode):
-        return {**info, "type": "link", "link": os.readlink(path)}
+        return {**info, "type": "link", "link": os.readlink(entry, dir_fd=place)}
     if not stat.S_ISDIR(status.st_mode):
         return {**info, "type": "file"}
     info["type"] = "directory"
     if depth > 0:
-        info["contents"] = [
-            _describe(path / child, child, depth - 1) for child in sorted(os.listdir(path))
-        ]
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        inside = os.open(entry, flags, dir_fd=place)
+        try:
+            info["contents"] = [
+                _describe(inside, child, child, depth - 1) for child in sorted(os.listdir(inside))
+            ]
+        finally:
+            os.close(inside)
     return info
 
 
