@@ -6,6 +6,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import orjson
 import pytest
 from scripted_server import ScriptedServer
 from test_worker import Gate
@@ -97,3 +98,52 @@ def test_without_that_word_it_leaves_and_tells_the_result_at_its_next_start(
     worker.start()
     script.until_over(uuid)
     assert worker.stop() == WorkerExit.FINISHED
+
+
+def test_a_run_that_was_preparing_gets_no_cpu_of_one_that_goes_on(
+    script: ScriptedServer, worker: WorkerProcess, tmp_path: Path
+) -> None:
+    gate = Gate(tmp_path / "gate")
+    first, second = "0x" + "f" * 32, "0x" + "0" * 32
+    worker.start("--cpus", "1")
+    script.run(f"read line < {gate.path}", uuid=first)
+    script.until_state(first, "running")
+    script.run("true", uuid=second)
+    script.until(
+        lambda: script.runs.get(second, {}).get("run_status") == "Waiting for 1 cpus and 0 gpus"
+    )
+    worker.kill()
+    before = len(script.checkins)
+    worker.start("--cpus", "1")
+    script.until(lambda: len(script.checkins) > before)
+    states = {run["uuid"]: run["state"] for run in script.checkins[before]["runs"]}
+    assert states == {first: "running", second: "preparing"}
+    gate.open()
+    assert script.until_over(second)["exitcode"] == 0
+
+
+def test_a_time_limit_is_kept_over_a_restart_whatever_the_clock_says(
+    script: ScriptedServer, worker: WorkerProcess, tmp_path: Path
+) -> None:
+    """As if the clock had been hours ahead when the worker began, and set right since then."""
+    gate = Gate(tmp_path / "gate")
+    worker.start()
+    uuid = script.run(f"read line < {gate.path}", time=600)
+    script.until_state(uuid, "running")
+    worker.kill()
+    path = worker.work_directory / "workers/w1/clock"
+    kept = orjson.loads(path.read_bytes())
+    record = worker.work_directory / "workers/w1/runs" / f"{uuid}-1" / "run.json"
+    run = orjson.loads(record.read_bytes())
+    run["times"] = {
+        stage: [start - 5 * HOUR, end and end - 5 * HOUR]
+        for stage, (start, end) in run["times"].items()
+    }
+    record.write_bytes(orjson.dumps(run))
+    path.write_bytes(orjson.dumps({**kept, "offset_seconds": kept["offset_seconds"] - 5 * HOUR}))
+    before = len(script.checkins)
+    worker.start()
+    script.until(lambda: len(script.checkins) > before + 1)
+    assert script.runs[uuid]["container_time_total"] < HOUR
+    gate.open()
+    assert script.until_over(uuid)["failure_message"] is None
