@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import posixpath
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from bundles.archive import check_path, is_inside
+from bundles.archive import check_path
 from bundles.client import Client
 from bundles.errors import BundlesError, UsageError
 from worker.held import Held
@@ -17,6 +19,7 @@ from worker.loop import Loop, Outcome, Pool
 from worker.messages import NetcatMessage, ReadMessage, WriteMessage
 from worker.netcat import talk
 from worker.reads import Answer, answer, refusal
+from worker.runtimes.base import Address
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +30,7 @@ class Visits:
     """Answers are made and sent in threads of their own: nobody's download makes others wait."""
 
     def __init__(
-        self, client: Client, loop: Loop, worker_id: str, address: Callable[[str], str]
+        self, client: Client, loop: Loop, worker_id: str, address: Callable[[str], Address]
     ) -> None:
         """``address``: where the ports of a run are (worker.runtimes.base.Runtime.address)."""
         self._client = client
@@ -82,11 +85,31 @@ def write_file(directory: Path, bundle: Mapping[str, Any], subpath: str, text: s
         child = posixpath.normpath(dependency["child_path"])
         if path == child or path.startswith(child + "/"):
             raise UsageError("it is a dependency")
-    target = directory / path
-    if path == "." or not is_inside(directory, target.parent):
+    if path == ".":
         raise UsageError("it leads out of the bundle")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    descriptor = os.open(target, flags, 0o644)
+    descriptor = _create(directory, path)
     with open(descriptor, "w") as file:
         file.write(text)
+
+
+def _create(directory: Path, path: str) -> int:
+    """A descriptor of the file, empty. Through no link: the run may be at work on the way there,
+    and put one where a directory was."""
+    *parents, name = path.split("/")
+    flags = os.O_NOFOLLOW | os.O_CLOEXEC
+    place = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | flags)
+    try:
+        for parent in parents:
+            with suppress(FileExistsError):
+                os.mkdir(parent, 0o755, dir_fd=place)
+            inside = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | flags, dir_fd=place)
+            os.close(place)
+            place = inside
+        flags |= os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK
+        return os.open(name, flags, 0o644, dir_fd=place)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENOTDIR):
+            raise UsageError("it leads out of the bundle") from error
+        raise
+    finally:
+        os.close(place)

@@ -152,6 +152,12 @@ def test_files_are_written_into_a_run_only(directory: Path, tmp_path: Path) -> N
     assert (directory / "a" / "b").read_text() == "text"
     (directory / "out").symlink_to(tmp_path)
     (directory / "link").symlink_to(tmp_path / "x")
+    # What leads nowhere out now may do so a moment later.
+    (directory / "inside").symlink_to(directory / "a")
+    for path in ("inside/b", "a/b/c"):
+        with pytest.raises(UsageError):
+            write_file(directory, bundle, path, "other")
+    assert (directory / "a" / "b").read_text() == "text"
     for path in ("../x", "/x", "d", "d/x", "out/x", ".", "link"):
         with pytest.raises((UsageError, OSError)):
             write_file(directory, bundle, path, "text")
