@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,13 @@ class Stand:
             self.client.changes(cursor, wait_seconds=0.05)
         return worker
 
-    def submit(self, commands: Sequence[str], **metadata: Any) -> list[str]:
+    def submit(
+        self,
+        commands: Sequence[str],
+        *,
+        dependencies: Sequence[Mapping[str, str]] = (),
+        **metadata: Any,
+    ) -> list[str]:
         """One request for all; returns the uuids."""
         created = self.client.create(
             [
@@ -98,7 +104,7 @@ class Stand:
                     "uuid": new_uuid(),
                     "bundle_type": "run",
                     "command": command,
-                    "dependencies": [],
+                    "dependencies": list(dependencies),
                     "metadata": {
                         "name": "benchmark",
                         "request_memory": "64m",

@@ -227,7 +227,7 @@ def is_inside(root: str | os.PathLike[str], path: str | os.PathLike[str]) -> boo
     return os.path.commonpath([real_root, os.path.realpath(path)]) == real_root
 
 
-def unpack(stream: BinaryIO, destination: Path) -> int:
+def unpack(stream: BinaryIO, destination: Path, *, read_only: bool = False) -> int:
     """Unpack a tar (plain or gzip) into the existing, empty directory ``destination``.
 
     Returns the bytes of the files in it. Raises UsageError for an archive that is damaged or cut
@@ -238,15 +238,16 @@ def unpack(stream: BinaryIO, destination: Path) -> int:
     of the disk pass through.
 
     Of the modes only the owner's are kept, and nobody else may write: no set-user-id, no sticky
-    bit. Owners are not kept. Memory does not grow with the number of files.
+    bit. With ``read_only`` the owner may not write the files either. Owners are not kept. Memory
+    does not grow with the number of files.
     """
     buffered = io.BufferedReader(_Unbuffered(stream), CHUNK_BYTES)
     try:
         if buffered.peek(2)[:2] == b"\x1f\x8b":
             # gzip reads to its trailer and checks it, which tarfile's own stream mode does not.
             with gzip.GzipFile(fileobj=buffered, mode="rb") as plain:
-                return _Unpacking(destination).run(io.BufferedReader(plain, CHUNK_BYTES))
-        return _Unpacking(destination).run(buffered)
+                return _Unpacking(destination, read_only).run(io.BufferedReader(plain, CHUNK_BYTES))
+        return _Unpacking(destination, read_only).run(buffered)
     except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UsageError(f"the archive cannot be unpacked: {error}") from error
     except ValueError as error:  # tarfile, on numbers and names that are none
@@ -262,8 +263,9 @@ class _Unpacking:
     tarfile's own `extract` would look at every path again, at three times the cost of a small file.
     """
 
-    def __init__(self, destination: Path) -> None:
+    def __init__(self, destination: Path, read_only: bool) -> None:
         self._root = str(destination)
+        self._kept_bits = 0o555 if read_only else 0o755
         self._directories = {""}
         self._links: set[str] = set()
         self._size_bytes = 0
@@ -313,7 +315,7 @@ class _Unpacking:
         with open(descriptor, "wb", 0) as file:
             if member.size:
                 self._write(archive, member, file)
-            os.fchmod(descriptor, _mode(member.mode))
+            os.fchmod(descriptor, _mode(member.mode) & self._kept_bits)
             os.utime(descriptor, (member.mtime, member.mtime))
         self._size_bytes += member.size
 

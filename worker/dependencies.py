@@ -253,7 +253,8 @@ class Cache:
                 if download.is_directory:
                     content.mkdir()
                     # BinaryIO and io.RawIOBase agree in all that is used here.
-                    unpack(ChunkStream(transfer.chunks()), content)  # type: ignore[arg-type]
+                    stream = ChunkStream(transfer.chunks())
+                    unpack(stream, content, read_only=True)  # type: ignore[arg-type]
                 else:
                     _receive_file(transfer.chunks(), content, download)
             make_read_only(content)

@@ -127,4 +127,6 @@ def make_read_only(path: Path) -> None:
             with os.scandir(current) as entries:
                 todo += [entry.path for entry in entries]
             mode |= stat.S_IRUSR | stat.S_IXUSR
+        elif not mode & 0o222:
+            continue
         os.chmod(current, stat.S_IMODE(mode) & ~0o222)
