@@ -36,7 +36,6 @@ from backends.base import (
     LaunchRequest,
     LaunchResult,
     Preview,
-    Throttled,
     Unreachable,
 )
 
@@ -128,9 +127,7 @@ class AzureBatch:
         try:
             tasks = self._prepare(requests)
         except BackendError as error:
-            # Nothing was asked for that could have become a worker.
-            nothing = Throttled(str(error)) if isinstance(error, Unreachable) else error
-            return {request.key: nothing for request in requests}
+            return {request.key: error for request in requests}
         added = self._service.add(tasks)
         taken = [r.key for r in requests if added[str(r.key)] is Added.EXISTS]
         results: dict[LaunchKey, LaunchResult] = self._find(taken) if taken else {}
@@ -240,9 +237,12 @@ class AzureBatch:
     def terminate(self, job_ids: Sequence[str]) -> dict[str, BackendError | None]:
         results: dict[str, BackendError | None] = {}
         listed: Mapping[LaunchKey | None, Job] | None = None
+        stopped: BackendError | None = None
         for job_id in job_ids:
             try:
                 key = self._key(job_id)
+                if stopped is not None:
+                    raise stopped
                 if listed is None:
                     listed = {job.key: job for job in self.list_jobs()}
                 job = listed.get(key) or self._find_one(key)
@@ -250,8 +250,11 @@ class AzureBatch:
                     self._endings.note(job_id)
                     self._service.terminate(job_id)
                 results[job_id] = None
-            except BackendError as error:
+            except Invalid as error:
                 results[job_id] = error
+            except BackendError as error:
+                # What meets one call would meet the next one, too, each after its patience.
+                results[job_id] = stopped = error
         return results
 
     def _key(self, job_id: str) -> LaunchKey:

@@ -78,7 +78,8 @@ class Connection:
         from azure.batch import BatchClient
         from azure.core.credentials import AzureNamedKeyCredential
 
-        logging.getLogger("azure").setLevel(logging.WARNING)  # INFO has a line for every request
+        # It says every request at INFO, and every answer without a body at WARNING, with a traceback.
+        logging.getLogger("azure").setLevel(logging.ERROR)
         url = self._settings.service_url
         if key is not None:
             if not self._settings.account_name:

@@ -77,18 +77,19 @@ def backend_error(error: Exception, doing: str) -> BackendError:
         return error
     code, status = code_of(error), getattr(error, "status_code", None)
     if isinstance(error, HttpResponseError) and status is not None:
-        said = _first_line(getattr(getattr(error, "error", None), "message", "") or error.message)
+        said = first_line(getattr(getattr(error, "error", None), "message", "") or error.message)
         sentence = f"{doing}: Azure says {code or status}" + (f", {said}" if said else "")
         mapped = by_code(code, sentence, status)
         if isinstance(mapped, Throttled):
             mapped.retry_after_seconds = _retry_after_seconds(error)
         return mapped
     if isinstance(error, ClientAuthenticationError):
-        return Unauthorized(f"{doing}: no identity of Azure is to be had: {_first_line(error)}")
-    return Unreachable(f"{doing}: no answer from Azure: {_first_line(error)}")
+        return Unauthorized(f"{doing}: no identity of Azure is to be had: {first_line(error)}")
+    return Unreachable(f"{doing}: no answer from Azure: {first_line(error)}")
 
 
-def _first_line(text: object) -> str:
+def first_line(text: object) -> str:
+    """The words of a message that are for people: what follows are ids of requests."""
     lines = str(text).strip().splitlines()
     return lines[0].strip()[:300] if lines else ""
 

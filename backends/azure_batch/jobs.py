@@ -18,6 +18,7 @@ TASK_FIELDS = [
     "previousState",
     "creationTime",
     "executionInfo",
+    "nodeInfo",
 ]
 
 _STATES = {
@@ -35,7 +36,9 @@ def job_of(task: BatchTask, key: LaunchKey, *, asked_to_end: bool, waiting: str)
     # A state that is not known yet counts as alive: a worker too few is better than one too many.
     state = _STATES.get(_text(task.state), JobState.ACTIVE)
     execution = task.execution_info
-    started = _seconds(execution.start_time) if execution else None
+    # A task that was ended before a node had it has a start time, too, and no node.
+    has_run = execution is not None and task.node_info is not None
+    started = _seconds(execution.start_time) if has_run else None
     ended, exit_code, cause, why = None, None, None, ""
     if state is JobState.PENDING:
         started = None

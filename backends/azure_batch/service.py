@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from backends.azure_batch.connection import Connection
 from backends.azure_batch.definition import collections
-from backends.azure_batch.errors import by_code, code_of
+from backends.azure_batch.errors import by_code, code_of, first_line
 from backends.azure_batch.jobs import TASK_FIELDS
 from backends.azure_batch.pools import POOL_FIELDS, PoolNews
-from backends.base import BackendError, Invalid, Throttled, Unreachable
+from backends.base import BackendError, Invalid, Unreachable
 
 if TYPE_CHECKING:
     from azure.batch import BatchClient
@@ -102,10 +102,8 @@ class Service:
                 middle = len(collection) // 2
                 left[:0] = [collection[:middle], collection[middle:]]
             except BackendError as error:
-                # The calls that were not made any more did nothing, whatever became of this one.
-                rest = Throttled(str(error)) if isinstance(error, Unreachable) else error
-                added |= {task["id"]: error for task in collection}
-                added |= {task["id"]: rest for others in left for task in others}
+                # What meets one call would meet the next one, too.
+                added |= {task["id"]: error for rest in [collection, *left] for task in rest}
                 break
         return added
 
@@ -205,7 +203,8 @@ class Service:
                 size = int(found.content_length)
                 if size == 0:
                     return b""
-                span = f"bytes={max(0, size - LOG_KEPT_BYTES)}-{size - 1}"
+                is_long = size > LOG_KEPT_BYTES
+                span = f"bytes={size - LOG_KEPT_BYTES}-{size - 1}" if is_long else None
                 return b"".join(
                     client.download_task_file(self._job_id, task_id, name, ocp_range=span)
                 )
@@ -248,8 +247,8 @@ def _outcome(result: BatchTaskCreateResult) -> Added | BackendError:
     code = (result.error.code if result.error else "") or ""
     if code == "TaskExists":
         return Added.EXISTS
-    message = result.error.message.value if result.error and result.error.message else ""
-    sentence = f"{result.task_id} was not added: {code or status}, {message}".rstrip(", ")
+    said = result.error.message.value if result.error and result.error.message else ""
+    sentence = f"{result.task_id} was not added: {code or status}, {first_line(said)}".rstrip(", ")
     if status == "servererror":
         return Unreachable(sentence)
     return by_code(code, sentence)

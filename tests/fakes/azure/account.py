@@ -92,6 +92,8 @@ class Account:
         self.pools: dict[str, Pool] = {}
         self.jobs: dict[str, Job] = {}
         self.now_offset = timedelta()
+        self.held = False
+        """No node takes a task."""
         self._directory = directory
         self._environment = dict(environment or {})
         self._quota = active_jobs_quota
@@ -247,6 +249,7 @@ class Account:
         with self.lock:
             task = self.task(job_id, task_id)
             task.document["executionInfo"]["startTime"] = self.now()
+            task.document["nodeInfo"] = _node_info("tvm-0")
             task.files.setdefault("stdout.txt", b"")
             task.files.setdefault("stderr.txt", b"")
             self._move(task, "running")
@@ -261,7 +264,7 @@ class Account:
 
     def _schedule(self) -> None:
         """Give free slots to tasks in the order they came; called under the lock."""
-        if self._directory is None:
+        if self._directory is None or self.held:
             return
         for job in self.jobs.values():
             pool = self.pools.get(job.document["poolInfo"]["poolId"])
@@ -272,6 +275,11 @@ class Account:
                     node = self._free_node(pool, task.document["requiredSlots"])
                     if node is not None:
                         self._run(job, task, node)
+
+    def release(self) -> None:
+        with self.lock:
+            self.held = False
+            self._schedule()
 
     def _free_node(self, pool: Pool, slots: int) -> Node | None:
         for node in pool.nodes:
@@ -284,6 +292,7 @@ class Account:
         task.node = node
         node.state = "running"
         task.document["executionInfo"]["startTime"] = self.now()
+        task.document["nodeInfo"] = _node_info(node.id)
         self._move(task, "running")
         task.run += 1
         waiter = threading.Thread(target=self._run_process, args=(job, task, task.run))
@@ -409,15 +418,40 @@ def _fetch(file: Mapping[str, Any], work: Path) -> str | None:
     return None
 
 
+def _node_info(node_id: str) -> dict[str, str]:
+    return {
+        "affinityId": f"TVM:{node_id}",
+        "nodeUrl": f"https://account.region.batch.azure.com/pools/pool/nodes/{node_id}",
+        "poolId": "pool",
+        "nodeId": node_id,
+        "taskRootDirectory": "workitems/job/job-1/task",
+        "taskRootDirectoryUrl": "https://account.region.batch.azure.com/pools/pool/files",
+    }
+
+
 def _check_id(name: str) -> None:
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
         raise Refused(400, "InvalidPropertyValue", f"The id {name} is invalid.")
 
 
 _TASK_PROPERTIES = frozenset(
-    "id displayName commandLine containerSettings resourceFiles outputFiles environmentSettings "
-    "constraints requiredSlots userIdentity exitConditions affinityInfo dependsOn "
-    "multiInstanceSettings applicationPackageReferences".split()
+    [
+        "id",
+        "displayName",
+        "commandLine",
+        "containerSettings",
+        "resourceFiles",
+        "outputFiles",
+        "environmentSettings",
+        "constraints",
+        "requiredSlots",
+        "userIdentity",
+        "exitConditions",
+        "affinityInfo",
+        "dependsOn",
+        "multiInstanceSettings",
+        "applicationPackageReferences",
+    ]
 )
 
 

@@ -36,7 +36,7 @@ class BatchService:
         self.tokens: set[str] = set()
         self.largest_page = 1000
         self.task_errors: dict[str, tuple[int, str, str]] = {}
-        """Task id → how often, `clienterror` or `servererror`, and the code that it is added with."""
+        """Task id → how many times it fails, as `clienterror` or `servererror`, with which code."""
         self.wire = Wire(self._answer)
 
     @property
@@ -190,7 +190,7 @@ class BatchService:
             return Answer(200, {**headers, "Content-Length": str(len(content))})
         span = re.fullmatch(r"bytes=(\d+)-(\d+)", request.headers.get("ocp-range", ""))
         if span:
-            return Answer(206, headers, content[int(span[1]) : int(span[2]) + 1])
+            return Answer(200, headers, content[int(span[1]) : int(span[2]) + 1])
         return Answer(200, headers, content)
 
     def _get_pool(self, request: Request, pool_id: str) -> Answer:
@@ -215,10 +215,24 @@ class BatchService:
         return _json({"value": counted})
 
 
-_STATES = (
-    "creating idle offline preempted rebooting reimaging running starting startTaskFailed "
-    "leavingPool unknown unusable waitingForStartTask deallocated deallocating upgradingOS"
-).split()
+_STATES = [
+    "creating",
+    "idle",
+    "offline",
+    "preempted",
+    "rebooting",
+    "reimaging",
+    "running",
+    "starting",
+    "startTaskFailed",
+    "leavingPool",
+    "unknown",
+    "unusable",
+    "waitingForStartTask",
+    "deallocated",
+    "deallocating",
+    "upgradingOS",
+]
 _HEADERS = {"DataServiceId": "https://account.region.batch.azure.com/", "request-id": "fake"}
 
 _ID = "([^/]+)"

@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 import socket
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -23,6 +24,11 @@ class Request:
     query: str
     headers: Mapping[str, str]
     body: bytes
+
+    @property
+    def target(self) -> str:
+        """Path and query, in plain letters."""
+        return unquote(f"{self.path}?{self.query}".rstrip("?"))
 
     @property
     def parameters(self) -> dict[str, str]:
@@ -48,18 +54,18 @@ class Exchange:
 
 @dataclass
 class Fault:
-    """What goes wrong with the next ``times`` requests that match.
+    """What goes wrong with the next ``times`` requests whose method and target match.
 
     ``answer``: given instead of the service's. Without one the reply is lost, after the request
-    was carried out if ``carried_out``.
+    was carried out if ``carried_out``, and not before ``until`` if that is given.
     """
 
-    method: str
-    path: str
-    times: int = 1
+    method: str = ""
+    target: str = ""
+    times: int = 1_000_000
     answer: Answer | None = None
     carried_out: bool = False
-    skip: int = 0
+    until: threading.Event | None = None
 
 
 class Wire:
@@ -78,6 +84,20 @@ class Wire:
     def url(self) -> str:
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
+    @contextmanager
+    def failing(self, fault: Fault) -> Iterator[None]:
+        """The fault is there inside."""
+        with self._lock:
+            self.faults.append(fault)
+        try:
+            yield
+        finally:
+            with self._lock:
+                if fault in self.faults:
+                    self.faults.remove(fault)
+            if fault.until is not None:
+                fault.until.set()
+
     def requests(self, method: str = "", path: str = "") -> list[Request]:
         """What was asked so far, of a method and of paths that the pattern is found in."""
         return [
@@ -93,6 +113,8 @@ class Wire:
         if fault is None or fault.carried_out:
             done = self._handle(request)
             answer = done if fault is None else answer
+        if fault is not None and fault.until is not None:
+            fault.until.wait()
         with self._lock:
             self.exchanges.append(Exchange(request, answer))
         return answer
@@ -100,10 +122,8 @@ class Wire:
     def _fault(self, request: Request) -> Fault | None:
         with self._lock:
             for fault in self.faults:
-                if fault.method == request.method and re.search(fault.path, request.path):
-                    if fault.skip:
-                        fault.skip -= 1
-                        return None
+                is_method = request.method.startswith(fault.method)
+                if is_method and re.search(fault.target, request.target):
                     fault.times -= 1
                     if fault.times == 0:
                         self.faults.remove(fault)
@@ -169,9 +189,9 @@ def _handler(wire: Wire) -> type[BaseHTTPRequestHandler]:
             if self.command != "HEAD":
                 self.wfile.write(answer.body)
 
-        do_GET = do_POST = do_PUT = do_DELETE = do_HEAD = do_PATCH = _serve
-
         def log_message(self, *arguments: Any) -> None:
             """The exchanges are the log."""
 
+    for method in ("GET", "HEAD", "POST", "PUT", "DELETE"):
+        setattr(Handler, f"do_{method}", Handler._serve)
     return Handler
