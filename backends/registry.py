@@ -41,6 +41,8 @@ ENTRIES: dict[str, Entry] = {
     entry.name: entry
     for entry in (
         Entry("local-process", "backends.local_process", "Workers as processes of this machine."),
+        Entry("aws-batch", "backends.aws_batch", "Workers as jobs of AWS Batch."),
+        Entry("local-docker", "backends.local_docker", "Workers as containers of this machine."),
         Entry("azure-batch", "backends.azure_batch", "Workers as tasks of Azure Batch."),
     )
 }
