@@ -1,0 +1,69 @@
+"""SIGKILL of workers and of the engine at random points of a graph of bundles in containers.
+
+CHAOS_SEEDS=50 runs more seeds than the one that every test run has time for.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from bundle_graph import check_states, drain, random_graph
+from containers import Containers
+from docker_engine import IMAGE, DockerEngine
+from serving import Server
+
+pytestmark = pytest.mark.engine("docker")
+
+SEEDS = range(1, int(os.environ.get("CHAOS_SEEDS", "1")) + 1)
+BUNDLES = 40
+KILLS = 12
+WORKERS = ("w1", "w2")
+
+
+@pytest.fixture
+def stand(tmp_path: Path, server: Server, own_engine: DockerEngine) -> Iterator[Containers]:
+    stand = Containers(tmp_path, server, own_engine)
+    try:
+        yield stand
+    finally:
+        stand.close()
+
+
+def start(stand: Containers, worker_id: str) -> None:
+    stand.start("--cpus", "1", worker_id=worker_id)
+
+
+def kill_something(stand: Containers, generator: random.Random) -> None:
+    """Where in its work it is killed is for chance to say, and how long it stays away."""
+    pause = threading.Event()
+    pause.wait(generator.uniform(0.2, 1.5))
+    victim = generator.choice([*WORKERS, "engine"])
+    if victim == "engine":
+        stand.engine.kill()
+        pause.wait(generator.choice([0.0, 0.0, 1.0]))
+        stand.engine.start()
+    else:
+        stand.workers[victim].kill()
+        pause.wait(generator.choice([0.0, 0.0, 1.0]))
+        start(stand, victim)
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_whoever_is_killed_every_bundle_ends_once_and_right(seed: int, stand: Containers) -> None:
+    generator = random.Random(seed)
+    graph = random_graph(generator, BUNDLES)
+    for worker_id in WORKERS:
+        start(stand, worker_id)
+    image = {"request_docker_image": IMAGE}
+    stand.client.create([node.document(graph, **image) for node in graph])
+    for _ in range(KILLS):
+        kill_something(stand, generator)
+    history = drain(stand.client, graph)
+    check_states(stand.client, graph, history)
+    stand.leave()
