@@ -58,6 +58,7 @@ class Azure(Harness):
     def preempt(self, job: Job) -> None:
         node = self._account.task(JOB, job.id).node
         assert node is not None
+        self._account.held = True  # no other node is free at once
         self._account.preempt(node.id)
 
     @contextmanager
@@ -161,7 +162,7 @@ class TestAzureBatch(Conformance):
         try:
             for name, value in made.environment.items():
                 monkeypatch.setenv(name, value)
-            monkeypatch.setitem(connection.HTTP_OPTIONS, "read_timeout", 1)
+            monkeypatch.setitem(connection.HTTP_OPTIONS, "read_timeout", 0.3)
             yield made
         finally:
             made.close()
