@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from backends.azure_batch import checks, definition
 from backends.azure_batch.connection import Connection
-from backends.azure_batch.endings import Endings
+from backends.endings import Endings
 from backends.azure_batch.jobs import job_of
 from backends.azure_batch.mark import key_of
 from backends.azure_batch.options import AzureSettings
@@ -104,8 +104,9 @@ class AzureBatch:
             else:
                 wanted.append(request)
         if wanted:
-            results |= self._launch(wanted)
-            if len(wanted) <= PRUNED_AT_ONCE:
+            launched = self._launch(wanted)
+            results |= launched
+            if len(wanted) <= PRUNED_AT_ONCE and any(isinstance(r, Job) for r in launched.values()):
                 self._prune()
         return [results[request.key] for request in requests]
 

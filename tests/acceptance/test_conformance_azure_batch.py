@@ -14,7 +14,7 @@ from fakes.azure.account import Account
 from fakes.azure.batch import refusal
 from fakes.azure.wire import Fault
 
-from backends.azure_batch import connection
+from backends.azure_batch import connection, patience
 from backends.azure_batch.backend import AzureBatch
 from backends.azure_batch.options import AzureSettings
 from backends.base import Backend, Context, Job
@@ -163,6 +163,7 @@ class TestAzureBatch(Conformance):
             for name, value in made.environment.items():
                 monkeypatch.setenv(name, value)
             monkeypatch.setitem(connection.HTTP_OPTIONS, "read_timeout", 0.3)
+            monkeypatch.setattr(patience, "FIRST_WAIT_SECONDS", 0.05)
             yield made
         finally:
             made.close()
