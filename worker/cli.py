@@ -55,6 +55,12 @@ def _tag(context: click.Context, parameter: click.Parameter, text: str | None) -
     return text
 
 
+def _web_socket(context: click.Context, parameter: click.Parameter, text: str | None) -> str | None:
+    if text is not None and not text.startswith(("ws://", "wss://")):
+        raise click.BadParameter(f"{text!r} is no address: write ws://… or wss://…")
+    return text
+
+
 def _identity(context: click.Context, parameter: click.Parameter, text: str | None) -> str:
     if text is None:
         return f"{socket.gethostname()}({os.getpid()})"
@@ -70,6 +76,12 @@ def _identity(context: click.Context, parameter: click.Parameter, text: str | No
     "--server",
     metavar="URL",
     help=f"Address of the server; by default the one of the home.  [env: {SERVER_VARIABLE}]",
+)
+@click.option(
+    "--ws-server",
+    callback=_web_socket,
+    metavar="URL",
+    help="Where a CodaLab server announces messages.  [default: /ws of the server, as ws or wss]",
 )
 @click.option(
     "--work-dir",
@@ -357,6 +369,7 @@ def _settings(options: dict[str, Any]) -> Settings:
         tag_exclusive=options["tag_exclusive"] and options["tag"] is not None,
         group=options["group"],
         preemptible=options["preemptible"],
+        ws_server=options["ws_server"],
         exit_when_idle=options["exit_when_idle"],
         idle_seconds=options["idle_seconds"],
         exit_after_num_runs=options["exit_after_num_runs"],

@@ -23,6 +23,7 @@ class Settings:
     tag_exclusive: bool = False
     group: str | None = None
     preemptible: bool = False
+    ws_server: str | None = None
     exit_when_idle: bool = False
     idle_seconds: float = 0.0
     exit_after_num_runs: int | None = None

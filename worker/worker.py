@@ -20,6 +20,7 @@ from bundles.exits import WorkerExit
 from worker.checkin import Reporter, Trouble
 from worker.clock import SteadyClock
 from worker.departure import Departure
+from worker.doorbell import Doorbell, find_address
 from worker.loop import Loop, Outcome, Pool
 from worker.messages import (
     FinalizedMessage,
@@ -84,6 +85,11 @@ class Worker:
             self._runs,
             self._requests,
             lambda: self._asked_to_start > 0,
+        )
+        self._doorbell = Doorbell(
+            find_address(client.server, settings.ws_server),
+            settings.worker_id,
+            lambda: loop.post(self._reporter.now),
         )
         self._visits = Visits(client, loop, settings.worker_id, self._runs.runtime.address)
 
@@ -153,6 +159,8 @@ class Worker:
             self._is_started = True
             log.info("Worker started!")
             self._departure.started(self._client.clock_skew_seconds)
+            if not self._reporter.is_batch:
+                self._doorbell.start()
         if not self._reporter.is_batch:
             # The same reply may bring a run: whether to leave is considered after that.
             for key, stage in states.items():
