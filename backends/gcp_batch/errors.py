@@ -1,0 +1,104 @@
+"""What Google's libraries raise, as the taxonomy of backends.base: by code and reason.
+
+Both transports raise GoogleAPICallError with an HTTP code; only some say a reason (ErrorInfo).
+Sources: cloud.google.com/apis/design/errors, cloud.google.com/batch/docs/troubleshooting.
+"""
+
+from __future__ import annotations
+
+import re
+
+from backends.base import (
+    BackendError,
+    Invalid,
+    OutOfCapacity,
+    QuotaExceeded,
+    Throttled,
+    Unauthorized,
+    Unreachable,
+)
+
+_REASONS: dict[str, type[BackendError]] = {
+    "RATE_LIMIT_EXCEEDED": Throttled,
+    "RESOURCE_QUOTA_EXCEEDED": QuotaExceeded,
+    "QUOTA_EXCEEDED": QuotaExceeded,
+    "SERVICE_DISABLED": Unauthorized,
+    "IAM_PERMISSION_DENIED": Unauthorized,
+    "ZONE_RESOURCE_POOL_EXHAUSTED": OutOfCapacity,
+}
+_CODES: dict[int, type[BackendError]] = {
+    401: Unauthorized,
+    403: Unauthorized,
+    408: Unreachable,
+    429: Throttled,
+    499: Unreachable,
+}
+_WORDS: tuple[tuple[str, type[BackendError]], ...] = (
+    (r"RESOURCE_POOL_EXHAUSTED|does not have enough resources", OutOfCapacity),
+    (r"per minute|rate limit", Throttled),
+    (r"GCE_QUOTA_EXCEEDED|quota", QuotaExceeded),
+)
+"""429 says "too often" and "too much" alike; without a reason its words decide."""
+
+
+def backend_error(error: Exception, doing: str) -> BackendError | None:
+    """The one error that stands for what was raised while ``doing`` something; None when it is
+    not of Google's libraries or the network."""
+    from google.api_core.exceptions import GoogleAPICallError, RetryError
+    from google.auth.exceptions import GoogleAuthError, TransportError
+
+    if isinstance(error, BackendError):
+        return error
+    if isinstance(error, RetryError) and error.cause is not None:
+        error = error.cause
+    if isinstance(error, GoogleAPICallError):
+        return _call_error(error, doing)
+    if isinstance(error, TransportError) or getattr(error, "retryable", False):
+        return Unreachable(f"{doing}: no answer from Google: {_line(error)}")
+    if isinstance(error, GoogleAuthError):
+        return Unauthorized(
+            f"{doing}: no credentials of Google Cloud are to be had: {_line(error)} "
+            "(gcloud auth application-default login, or a service account)"
+        )
+    if isinstance(error, OSError):  # requests' own errors are some
+        return Unreachable(f"{doing}: no answer from Google: {_line(error)}")
+    return None
+
+
+def _call_error(error: object, doing: str) -> BackendError:
+    code = int(getattr(error, "code", None) or 0)
+    reason = str(getattr(error, "reason", None) or "")
+    message = str(getattr(error, "message", "") or "")
+    kind = _REASONS.get(reason)
+    if kind is None and code in (403, 429):
+        kind = next((k for words, k in _WORDS if re.search(words, message, re.IGNORECASE)), None)
+        if code == 403 and kind is Throttled:
+            kind = None if not reason else Throttled
+    if kind is None:
+        kind = _CODES.get(code)
+    if kind is None:
+        kind = Invalid if 400 <= code < 500 else Unreachable
+    sentence = f"{doing}: Google says {code or 'nothing'}"
+    sentence += f" {reason}" if reason else ""
+    sentence += f", {_line(message)}" if message else ""
+    if kind is Throttled:
+        return Throttled(sentence, _retry_after_seconds(error))
+    return kind(sentence)
+
+
+def _retry_after_seconds(error: object) -> float | None:
+    """What the service said on when to come again: RetryInfo, or a header."""
+    for detail in getattr(error, "details", None) or ():
+        delay = getattr(detail, "retry_delay", None)
+        if delay is not None:
+            return float(delay.seconds + delay.nanos / 1e9)
+    headers = getattr(getattr(error, "response", None), "headers", None) or {}
+    try:
+        return max(0.0, float(headers.get("Retry-After") or ""))
+    except (TypeError, ValueError):
+        return None
+
+
+def _line(text: object) -> str:
+    lines = str(text).strip().splitlines()
+    return lines[0].strip()[:300] if lines else ""
