@@ -1,0 +1,25 @@
+"""Workers as jobs of a Slurm cluster, by its own commands; no root and no daemon needed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from backends.base import Backend, Context
+
+
+def options() -> list[click.Option]:
+    """What a job of one worker asks of Slurm."""
+    from backends.slurm.options import click_options
+
+    return click_options()
+
+
+def create(context: Context, settings: Mapping[str, Any]) -> Backend:
+    """The backend, from the values of its options. Raises Invalid."""
+    from backends.slurm.backend import Slurm
+    from backends.slurm.options import Options
+
+    return Slurm(context, Options.from_settings(settings))
