@@ -67,6 +67,11 @@ class WorkerProcess:
         return self.process.wait(timeout=EXIT_SECONDS)
 
     @property
+    def has_left(self) -> bool:
+        """It was started, and has ended."""
+        return self.process is not None and self.process.poll() is not None
+
+    @property
     def log(self) -> str:
         return self.log_path.read_text()
 

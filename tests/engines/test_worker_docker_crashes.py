@@ -15,6 +15,7 @@ from scripted_server import Content, Fault, ScriptedServer
 from serving import Server
 from worker_process import WorkerProcess
 
+from bundles.exits import WorkerExit
 from bundles.model import new_uuid
 
 pytestmark = pytest.mark.engine("docker")
@@ -223,6 +224,24 @@ def test_an_engine_that_goes_down_and_comes_back_loses_no_bundle(
     eventually(runs_again, "what the engine took down is run again")
     stand.client.act([{"type": "kill", "uuid": waiting}])
     assert stand.end(waiting).state == "killed"
+    stand.leave()
+
+
+@pytest.mark.timeout(240)
+def test_a_worker_that_comes_back_before_its_engine_waits_for_it(stand: Containers) -> None:
+    stand.start("--runtime", "auto")
+    run = stand.run("[ -e here ] && echo again; : > here; sleep 1; echo done")
+    stand.until(run, "running")
+    stand.worker().kill()
+    stand.engine.kill()
+    other_runtime = stand.worker().start("--runtime", "process")
+    assert other_runtime.wait() == WorkerExit.NO_RUNTIME
+    stand.start("--runtime", "auto")
+    eventually(lambda: "waiting for the engine" in stand.worker().log, "it waits")
+    stand.engine.start()
+    bundle = stand.end(run)
+    assert bundle.state == "ready", bundle.metadata
+    assert stand.read(run) == "done\n"
     stand.leave()
 
 

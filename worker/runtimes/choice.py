@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
+from worker import records
+from worker.backoff import Backoff
 from worker.loop import Loop
 from worker.runs import RuntimeFactory
 from worker.runtimes.base import Ended, Runtime
@@ -15,6 +22,12 @@ from worker.settings import Settings
 log = logging.getLogger(__name__)
 
 DOCKER_SOCKET = Path("/var/run/docker.sock")
+ENGINE_PATIENCE_SECONDS = 300.0
+"""How long a worker that has runs in an engine waits for it at its start."""
+FIRST_WAIT_SECONDS = 0.1
+LONGEST_WAIT_SECONDS = 5.0
+
+Found = TypeVar("Found")
 
 
 class NoRuntime(Exception):
@@ -37,7 +50,15 @@ def choose_runtime(
     ``sandbox`` confines processes: auto, bubblewrap or none. ``hidden``: what holds secrets of
     the worker, besides its work directory.
     """
+    carries_on = _has_containers(settings.runs_directory)
+    if carries_on and kind == "auto":
+        kind = "docker"
     if kind == "process":
+        if carries_on:
+            raise NoRuntime(
+                "--runtime process: this worker has runs in containers; let it carry on with them, "
+                "by --runtime auto, or give another --id"
+            )
         return _processes(sandbox, [settings.work_directory, *hidden])
     if kind == "auto" and not os.environ.get("DOCKER_HOST") and not DOCKER_SOCKET.exists():
         log.info("bundles run as processes: there is no Docker engine here")
@@ -49,7 +70,11 @@ def choose_runtime(
         reason = f"Docker's SDK is not installed: pip install 'worker-manager[docker]' ({error})"
     else:
         try:
-            engine = find_engine("podman" if kind == "podman" else "docker")
+            engine = _find_patiently(
+                partial(find_engine, "podman" if kind == "podman" else "docker"),
+                NoEngine,
+                ENGINE_PATIENCE_SECONDS if carries_on else 0.0,
+            )
         except NoEngine as error:
             reason = str(error)
         else:
@@ -73,6 +98,32 @@ def choose_runtime(
         log.info("bundles run as processes: %s", reason)
         return _processes(sandbox, [settings.work_directory, *hidden])
     raise NoRuntime(f"--runtime {kind}: {reason}")
+
+
+def _has_containers(runs: Path) -> bool:
+    """Whether an earlier process of this worker has left runs in containers."""
+    for place in runs.iterdir() if runs.exists() else ():
+        with suppress(records.TornRecord):
+            if "container" in (records.load(place).process or {}):
+                return True
+    return False
+
+
+def _find_patiently(
+    find: Callable[[], Found], failure: type[Exception], patience_seconds: float
+) -> Found:
+    """What ``find`` finds. Nobody tells when an engine comes back: it is asked for."""
+    backoff = Backoff(FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS)
+    deadline = time.monotonic() + patience_seconds
+    pause = threading.Event()
+    while True:
+        try:
+            return find()
+        except failure as error:
+            if time.monotonic() >= deadline:
+                raise
+            log.warning("waiting for the engine that runs of this worker are in: %s", error)
+        pause.wait(backoff.next_seconds())
 
 
 def _processes(sandbox: str, hidden: Sequence[Path]) -> RuntimeFactory:
