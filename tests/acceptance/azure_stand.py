@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,11 @@ class Stand:
 
     def __init__(self, directory: Path, *, runs: bool = False) -> None:
         self.directory = directory
-        environment = {"PATH": os.environ["PATH"]}
+        environment = {
+            # What the image of a worker has: its program, and here no engine beside it.
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "DOCKER_HOST": "unix:///nowhere",
+        }
         self.account = Account(directory / "nodes" if runs else None, environment=environment)
         self.account.add_pool(POOL, nodes=2)
         self.batch = BatchService(self.account)
