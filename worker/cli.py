@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from bundles import __version__
-from bundles.errors import BundlesError, NotAuthenticated, UsageError
+from bundles.errors import BundlesError, NotAuthenticated, Unreachable, UsageError
 from bundles.exits import WorkerExit
 from bundles.home import (
     HOME_VARIABLE,
@@ -30,6 +30,7 @@ from bundles.home import (
     find_server,
     read_password_file,
 )
+from bundles.model import UUID_PATTERN
 from bundles.sizes import parse_size
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("worker")
 
-LOCK_FILE_NAME_BYTES = 200
+ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def _size(context: click.Context, parameter: click.Parameter, text: str | None) -> int | None:
@@ -61,9 +62,15 @@ def _web_socket(context: click.Context, parameter: click.Parameter, text: str | 
     return text
 
 
-def _identity(context: click.Context, parameter: click.Parameter, text: str | None) -> str:
+def _uuid(context: click.Context, parameter: click.Parameter, text: str | None) -> str | None:
+    if text is not None and not UUID_PATTERN.fullmatch(text):
+        raise click.BadParameter(f"{text!r} is no uuid: `bundles ls` shows them")
+    return text
+
+
+def _identity(context: click.Context, parameter: click.Parameter, text: str | None) -> str | None:
     if text is None:
-        return f"{socket.gethostname()}({os.getpid()})"
+        return None
     if not text or text in (".", "..") or len(text.encode()) > 100 or not text.isprintable():
         raise click.BadParameter(f"{text!r} is no id: write 1 to 100 printable characters")
     return text
@@ -187,6 +194,11 @@ def _identity(context: click.Context, parameter: click.Parameter, text: str | No
 @click.option("--delete-work-dir-on-exit", is_flag=True, help="Remove --work-dir at the end.")
 @click.option("--exit-on-exception", is_flag=True, help="Leave when something unforeseen happens.")
 @click.option(
+    "--shared-file-system",
+    is_flag=True,
+    help="The server's contents are mounted here at the same path: fetch and upload nothing.",
+)
+@click.option(
     "--download-dependencies-max-retries",
     "download_retries",
     type=click.IntRange(min=0),
@@ -234,6 +246,12 @@ def _identity(context: click.Context, parameter: click.Parameter, text: str | No
     show_default=True,
     help="For container runtimes: names of networks begin so.",
 )
+@click.option(
+    "--once",
+    callback=_uuid,
+    metavar="UUID",
+    help="Run a copy of this bundle here and show what it does; the server is told nothing.",
+)
 @click.option("--verbose", is_flag=True, help="Log every step.")
 def bundle_worker(**options: Any) -> None:
     """Run bundles of a server on this machine.
@@ -265,6 +283,10 @@ def _serve(options: dict[str, Any]) -> int:
     else:
         credentials = find_credentials(server, home)
     from worker.fitness import directory_fault
+
+    if options["worker_id"] is None:
+        once = options["once"]
+        options["worker_id"] = f"once-{once}" if once else f"{socket.gethostname()}({os.getpid()})"
 
     settings = _settings(options)
     _keep_descriptors_from_runs()
@@ -315,10 +337,21 @@ def _serve(options: dict[str, Any]) -> int:
     except NoRuntime as error:
         return _say(error, WorkerExit.NO_RUNTIME)
     loop = Loop()
-    client = Client(server, credentials, client_id=WORKER_CLIENT_ID)
     clock = SteadyClock(settings.own_directory / "clock")
+    if options["once"] is not None:
+        from worker.rehearsal import ReadingClient, Rehearsal
+
+        reading = ReadingClient(server, credentials, client_id=WORKER_CLIENT_ID)
+        rehearsal = Rehearsal(settings, reading, loop, make_runtime, clock=clock)
+        for number in ENDING_SIGNALS:
+            loop.on_signal(number, rehearsal.terminate)
+        try:
+            return rehearsal.run(options["once"])
+        finally:
+            _tidy(settings, is_empty=not rehearsal.holds_runs)
+    client = Client(server, credentials, client_id=WORKER_CLIENT_ID)
     worker = Worker(settings, client, loop, make_runtime, clock=clock)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in ENDING_SIGNALS:
         loop.on_signal(number, worker.terminate)
     watcher = find_watcher(
         options["preemption"],
@@ -379,6 +412,7 @@ def _settings(options: dict[str, Any]) -> Settings:
         or (options["preemption"] != "none" and "SLURM_JOB_ID" in os.environ),
         delete_work_dir_on_exit=options["delete_work_dir_on_exit"],
         download_retries=options["download_retries"],
+        shared_file_system=options["shared_file_system"],
     )
 
 
@@ -449,6 +483,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         code = _say(error, WorkerExit.UNAUTHORIZED)
     except UsageError as error:
         code = _say(error, WorkerExit.USAGE)
+    except Unreachable as error:
+        code = _say(error, WorkerExit.UNREACHABLE)
     except BundlesError as error:
         code = _say(error, WorkerExit.FAILED)
     except Exception:

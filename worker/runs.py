@@ -11,11 +11,11 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Protocol
 
 from bundles.client import Client
 from bundles.model import State
-from worker import records
-from worker.checkin import Reporter
+from worker import records, shared
 from worker.dependencies import Cache
 from worker.devices import assign
 from worker.held import Held
@@ -53,6 +53,17 @@ GRACE_SECONDS = 0.5
 RuntimeFactory = Callable[[Loop, Ended], Runtime]
 
 
+class Messenger(Protocol):
+    """Who tells others of the runs: ``now`` for news that someone waits for, ``soon`` for news
+    that have time, ``refresh`` for figures."""
+
+    def now(self) -> None: ...
+
+    def soon(self) -> None: ...
+
+    def refresh(self) -> None: ...
+
+
 class Runs:
     """For the loop's thread. What takes time is done in pools of threads, which post what it came
     to; each post is an event for one run (worker.stages)."""
@@ -63,7 +74,7 @@ class Runs:
         client: Client,
         loop: Loop,
         make_runtime: RuntimeFactory,
-        reporter: Reporter,
+        reporter: Messenger,
         removed: Callable[[], None],
         *,
         now: Callable[[], float],
@@ -93,11 +104,13 @@ class Runs:
         self._uploads = Pool(loop, "uploads", 8)
         self._watch = Watch(loop, self.runtime, self.chores, self._exceeded, now=now)
         self._preparation = Preparation(
-            settings, self.runtime, self.cache, self.chores, self._prepared
+            settings, self.runtime, self.cache, loop, self.chores, self._prepared
         )
 
     def accept(self, run: Run) -> Held:
         """A new run. Raises OSError when it cannot be written down."""
+        if not self._settings.shared_file_system:
+            run = replace(run, bundle=shared.without_locations(run.bundle))
         records.save(self._settings.runs_directory, run)
         held = Held(run, self._settings.runs_directory / run.key)
         self.held[run.key] = held
@@ -328,7 +341,7 @@ class Runs:
         if dependencies:
             child_paths = [dependency["child_path"] for dependency in dependencies]
             place = self.runtime.dependency_paths(run.uuid) or self.cache.directory
-            remove_links(held.directory, child_paths, place)
+            remove_links(held.directory, child_paths, place, *shared.places(run.bundle))
         if run.resources.disk_bytes and run.has_started:
             held.disk_bytes, _ = measure_tree(held.directory)
             return disk_exceeded(run.resources, held.disk_bytes)
@@ -354,6 +367,10 @@ class Runs:
             self.concerned = held
             self.apply(held, outcome.value)
 
+        exclude = [str(pattern) for pattern in metadata.get("exclude_patterns") or ()]
+        if held.is_shared:
+            self._uploads.submit(partial(shared.leave, held.directory, exclude), done)
+            return
         self._uploads.submit(
             partial(
                 upload,
@@ -361,7 +378,7 @@ class Runs:
                 run.uuid,
                 run.claim,
                 held.directory,
-                exclude=[str(p) for p in metadata.get("exclude_patterns") or ()],
+                exclude=exclude,
                 store=str(metadata.get("store") or ""),
                 cancelled=held.cancelled,
             ),
