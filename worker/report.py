@@ -45,7 +45,9 @@ def _times(run: Run, now: float, every_stage: bool) -> dict[str, Any]:
     times: dict[str, Any] = {}
     if every_stage:
         never = {"start": 0.0, "end": 0.0, "elapsed": 0.0}
-        times = {f"RUN_STAGE.{stage}": never for stage in REPORTED_STATES}
+        # It knows no time of giving back.
+        stages = [stage for stage in REPORTED_STATES if stage is not Stage.RESTAGED]
+        times = {f"RUN_STAGE.{stage}": never for stage in stages}
     for name, (start, end) in run.times.items():
         elapsed = (end if end is not None else now) - start
         times[f"RUN_STAGE.{name}"] = {"start": start, "end": end, "elapsed": elapsed}
