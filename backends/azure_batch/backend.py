@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from backends.azure_batch import checks, definition
 from backends.azure_batch.connection import Connection
-from backends.endings import Endings
 from backends.azure_batch.jobs import job_of
 from backends.azure_batch.mark import key_of
 from backends.azure_batch.options import AzureSettings
@@ -38,6 +37,7 @@ from backends.base import (
     Preview,
     Unreachable,
 )
+from backends.endings import Endings
 
 if TYPE_CHECKING:
     from azure.batch.models import BatchTask

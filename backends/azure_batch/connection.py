@@ -78,7 +78,7 @@ class Connection:
         from azure.batch import BatchClient
         from azure.core.credentials import AzureNamedKeyCredential
 
-        # It says every request at INFO, and every answer without a body at WARNING, with a traceback.
+        # At INFO it tells of every request, at WARNING of every answer without a body.
         logging.getLogger("azure").setLevel(logging.ERROR)
         url = self._settings.service_url
         if key is not None:

@@ -37,8 +37,8 @@ def job_of(task: BatchTask, key: LaunchKey, *, asked_to_end: bool, waiting: str)
     state = _STATES.get(_text(task.state), JobState.ACTIVE)
     execution = task.execution_info
     # A task that was ended before a node had it has a start time, too, and no node.
-    has_run = execution is not None and task.node_info is not None
-    started = _seconds(execution.start_time) if has_run else None
+    has_run = task.node_info is not None
+    started = _seconds(execution.start_time) if execution and has_run else None
     ended, exit_code, cause, why = None, None, None, ""
     if state is JobState.PENDING:
         started = None

@@ -64,9 +64,7 @@ class Storage:
 
         def upload() -> str:
             with self._connected() as container:
-                container.upload_blob(
-                    name, text_of(secrets).encode(), overwrite=True, **self._call_options
-                )
+                container.upload_blob(name, text_of(secrets).encode(), overwrite=True)
                 if self._settings.identity:
                     return ""
                 return self._signature(container.container_name, name)
@@ -82,9 +80,9 @@ class Storage:
         def remove() -> None:
             with self._connected() as container:
                 prefix = f"{self._context.owner}/{self._context.pool}/"
-                for blob in container.list_blobs(name_starts_with=prefix, **self._call_options):
+                for blob in container.list_blobs(name_starts_with=prefix):
                     if blob.last_modified < oldest:
-                        container.delete_blob(blob.name, **self._call_options)
+                        container.delete_blob(blob.name)
 
         if self._settings.secrets_container_url:
             patiently(f"removing old credentials at {self._url}", remove)
@@ -94,7 +92,7 @@ class Storage:
 
         def look() -> None:
             with self._connected() as container:
-                container.get_container_properties(**self._call_options)
+                container.get_container_properties()
 
         patiently(f"looking at {self._url}", look)
 
@@ -136,13 +134,12 @@ class Storage:
         key = os.environ.get(STORAGE_KEY_VARIABLE)
         if key:
             return {"account_name": self._account, "account_key": key}
+        if self._url.startswith("http://"):
+            raise Invalid(
+                f"--secrets-container-url {self._url}: an identity is shown over https alone; set "
+                f"{STORAGE_KEY_VARIABLE}"
+            )
         return identity(self._url)
-
-    @property
-    def _call_options(self) -> dict[str, Any]:
-        """Tokens go over plain http to this machine alone; a key is never sent at all."""
-        is_plain = self._url.startswith("http://") and not os.environ.get(STORAGE_KEY_VARIABLE)
-        return {"enforce_https": False} if is_plain else {}
 
     def _signature(self, container_name: str, blob_name: str) -> str:
         """A SAS that reads this one blob."""
@@ -156,7 +153,7 @@ class Storage:
             with BlobServiceClient(
                 self._url.rpartition("/")[0], credential=self._credential(), **HTTP_OPTIONS
             ) as service:
-                delegation = service.get_user_delegation_key(start, end, **self._call_options)
+                delegation = service.get_user_delegation_key(start, end)
         return generate_blob_sas(
             self._account,
             container_name,

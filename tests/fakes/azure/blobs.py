@@ -6,6 +6,7 @@ Only what a small file that is put, read by signature or identity, listed and re
 from __future__ import annotations
 
 import base64
+import ssl
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -30,11 +31,11 @@ class BlobService:
 
     tokens: set[str] = field(default_factory=lambda: {"anonymous"})
     blobs: dict[str, tuple[bytes, datetime]] = field(default_factory=dict)
-    now_offset: timedelta = timedelta()
+    tls: ssl.SSLContext | None = None
 
     def __post_init__(self) -> None:
         self._delegation_keys: list[str] = []
-        self.wire = Wire(self._answer)
+        self.wire = Wire(self._answer, self.tls)
 
     @property
     def url(self) -> str:
@@ -66,7 +67,7 @@ class BlobService:
                 return _refusal(404, "BlobNotFound")
             return Answer(200, _HEADERS, self.blobs[name][0])
         if request.method == "PUT" and "w" in rights:
-            self.blobs[name] = (request.body, datetime.now(UTC) + self.now_offset)
+            self.blobs[name] = (request.body, datetime.now(UTC))
             return Answer(201, {**_HEADERS, "ETag": '"1"', "Last-Modified": _date()})
         if request.method == "DELETE" and "d" in rights:
             self.blobs.pop(name, None)

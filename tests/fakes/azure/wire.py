@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -69,20 +70,25 @@ class Fault:
 
 
 class Wire:
-    """``handle`` answers a request; it is called by several threads."""
+    """``handle`` answers a request; it is called by several threads. ``tls``: speak https."""
 
-    def __init__(self, handle: Callable[[Request], Answer]) -> None:
+    def __init__(
+        self, handle: Callable[[Request], Answer], tls: ssl.SSLContext | None = None
+    ) -> None:
         self._handle = handle
+        self._scheme = "https" if tls else "http"
         self._lock = threading.Lock()
         self.exchanges: list[Exchange] = []
         self.faults: list[Fault] = []
         self._server = _Server(("127.0.0.1", 0), _handler(self))
+        if tls is not None:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
         self._thread.start()
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        return f"{self._scheme}://127.0.0.1:{self._server.server_address[1]}"
 
     @contextmanager
     def failing(self, fault: Fault) -> Iterator[None]:
