@@ -11,6 +11,7 @@ from worker.dependencies import DependencyFailed, Key
 from worker.devices import Share
 from worker.limits import Usage
 from worker.loop import Timer
+from worker.shared import directory_of
 from worker.stages import Run, Stage
 
 
@@ -42,7 +43,12 @@ class Held:
     @property
     def directory(self) -> Path:
         """The run's own: what it writes there is its result."""
-        return self.place / "files"
+        return directory_of(self.run.bundle) or self.place / "files"
+
+    @property
+    def is_shared(self) -> bool:
+        """The server sees the directory, too."""
+        return directory_of(self.run.bundle) is not None
 
     @property
     def share(self) -> Share:

@@ -52,9 +52,10 @@ def _place(target: Path, content: Path, shown: Path) -> None:
         _place(target / name, content / name, shown / name)
 
 
-def remove_links(directory: Path, child_paths: Iterable[str], cache: Path) -> None:
-    """Take out every link into ``cache``, and the directories that were made for links alone."""
-    prefix = os.fspath(cache) + "/"
+def remove_links(directory: Path, child_paths: Iterable[str], *places: Path) -> None:
+    """Take out every link to one of the ``places`` or into it, and the directories that were made
+    for links alone."""
+    prefixes = tuple(f"{place}/" for place in places)
     todo = [os.fspath(directory)]
     while todo:
         try:
@@ -64,7 +65,7 @@ def remove_links(directory: Path, child_paths: Iterable[str], cache: Path) -> No
         for entry in entries:
             with suppress(OSError):
                 if entry.is_symlink():
-                    if os.readlink(entry.path).startswith(prefix):
+                    if f"{os.readlink(entry.path)}/".startswith(prefixes):
                         os.unlink(entry.path)
                 elif entry.is_dir(follow_symlinks=False):
                     todo.append(entry.path)

@@ -10,16 +10,19 @@ from functools import partial
 from pathlib import Path
 
 from bundles.errors import UsageError
-from worker import records
+from worker import records, shared
 from worker.dependencies import Cache, DependencyFailed, Key
 from worker.devices import Share
 from worker.held import Held
 from worker.links import place_links
-from worker.loop import Outcome, Pool
+from worker.loop import Loop, Outcome, Pool
 from worker.runtimes.base import CannotStart, Job, Runtime, mount_name
 from worker.settings import Settings
 from worker.stages import Stage
 from worker.trees import remove_tree
+
+LOOK_SECONDS = 0.2
+"""How often a directory that the server makes is looked for: nothing tells when it shows."""
 
 Prepared = Callable[[Held, Exception | None], None]
 """Called once for each run that was begun and not withdrawn: all is there, or why it cannot be.
@@ -30,22 +33,57 @@ class Preparation:
     """For the loop's thread; what takes time is done in others."""
 
     def __init__(
-        self, settings: Settings, runtime: Runtime, cache: Cache, chores: Pool, prepared: Prepared
+        self,
+        settings: Settings,
+        runtime: Runtime,
+        cache: Cache,
+        loop: Loop,
+        chores: Pool,
+        prepared: Prepared,
     ) -> None:
         self._settings = settings
         self._runtime = runtime
         self._cache = cache
+        self._loop = loop
         self._chores = chores
         self._prepared = prepared
 
     def begin(self, held: Held) -> None:
         """Make its directory, and get what it depends on."""
+        held.contents.clear()
+        if held.is_shared:
+            self._look(held, self._loop.clock() + shared.PATIENCE_SECONDS)
+            return
         try:
             remove_tree(held.directory)
             held.directory.mkdir(mode=0o755)
         except OSError as error:
             self._fail(held, f"Its directory cannot be made: {error.strerror}")
             return
+        self._get(held)
+
+    def _look(self, held: Held, deadline: float) -> None:
+        """Find what the server has laid out; it may take a moment to show here."""
+        attempt = held.attempt
+
+        def looked(outcome: Outcome[dict[Key, Path]]) -> None:
+            if held.attempt != attempt or held.run.stage is not Stage.PREPARING:
+                return
+            if isinstance(outcome.error, shared.NotThere) and self._loop.clock() < deadline:
+                held.status = f"Waiting for {held.directory}"
+                held.timers.append(
+                    self._loop.call_later(LOOK_SECONDS, partial(self._look, held, deadline))
+                )
+            elif outcome.error is not None:
+                self._prepared(held, outcome.error)
+            else:
+                held.status = ""
+                held.contents.update(outcome.value)
+                self._get(held)
+
+        self._chores.submit(partial(shared.find, held.run.bundle), looked)
+
+    def _get(self, held: Held) -> None:
         held.is_equipped = held.are_links_placed = False
         attempt = held.attempt
 
@@ -59,15 +97,18 @@ class Preparation:
             self._consider(held)
 
         self._runtime.prepare(self.job(held), equipped)
-        keys = list(dict.fromkeys(records.dependency_keys(held.run.bundle)))
-        held.waits_for = {key: partial(self._fetched, held, key) for key in keys}
-        held.contents.clear()
-        for key, done in list(held.waits_for.items()):
-            if key in held.waits_for:
-                self._cache.request(key, done)
+        keys = dict.fromkeys(records.dependency_keys(held.run.bundle))
+        held.waits_for = {
+            key: partial(self._fetched, held, key) for key in keys if key not in held.contents
+        }
         if not keys:
             held.are_links_placed = True
             self._consider(held)
+        elif not held.waits_for:
+            self._place_links(held)
+        for key, done in list(held.waits_for.items()):
+            if key in held.waits_for:
+                self._cache.request(key, done)
 
     def withdraw(self, held: Held) -> None:
         """What was begun is not waited for any more."""
@@ -107,8 +148,10 @@ class Preparation:
             self._fail(held, str(result))
             return
         held.contents[key] = result
-        if held.waits_for:
-            return
+        if not held.waits_for:
+            self._place_links(held)
+
+    def _place_links(self, held: Held) -> None:
         contents = _contents(held)
         root = self._runtime.dependency_paths(held.run.uuid)
         shown = {path: root / mount_name(path) for path in contents} if root else None

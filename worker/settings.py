@@ -31,6 +31,7 @@ class Settings:
     pass_down_termination: bool = False
     delete_work_dir_on_exit: bool = False
     download_retries: int = 3
+    shared_file_system: bool = False
 
     @property
     def own_directory(self) -> Path:

@@ -142,10 +142,13 @@ class Worker:
             "gpus": len(settings.devices.gpus),
             "memory_bytes": settings.memory_bytes,
             "free_disk_bytes": _free_bytes(settings.work_directory),
-            "dependencies": [list(key) for key in self._runs.cache.held_keys()],
+            "dependencies": [
+                list(key)
+                for key in ([] if settings.shared_file_system else self._runs.cache.held_keys())
+            ],
             "hostname": self._hostname,
             "runs": runs,
-            "shared_file_system": False,
+            "shared_file_system": settings.shared_file_system,
             "tag_exclusive": settings.tag_exclusive,
             "exit_after_num_runs": NO_LIMIT_OF_RUNS if runs_left is None else runs_left,
             "is_terminating": self._departure.is_ending or self._departure.is_leaving,

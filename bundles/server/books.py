@@ -10,13 +10,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from bundles.model import ASSIGNED_STATES, FINAL_STATES, Dependency, Resources, State
 from bundles.server.accounts import Accounts
 from bundles.server.lifecycle import may_follow, parents_verdict
 from bundles.server.scheduler import NO_PRIORITY, Need, Offer, Scheduler, Waiting
+from bundles.server.store import location_of_run
 
 log = logging.getLogger(__name__)
 
@@ -388,6 +389,8 @@ class Books:
         entry.worker_id, entry.session = worker.id, worker.session
         entry.is_acknowledged, entry.kill_sent = False, 0.0
         entry.start_by = None if worker.has_claims else self.instant + START_SECONDS
+        if worker.facts.get("shared_file_system"):
+            entry.location, entry.is_directory = location_of_run(entry.uuid, entry.claim), True
         worker.assigned.add(entry.uuid)
         self.scheduler.occupy(worker.id, entry.uuid, entry.need())
         self.move(entry, State.STARTING)
@@ -441,6 +444,14 @@ class Books:
         """The bundle as its worker has to know it."""
         assert entry.worker_id is not None
         metadata = {**entry.metadata}
+        dependencies = entry.dependencies
+        if entry.location is not None:
+            found = self.find_all(dependency.parent_uuid for dependency in dependencies)
+            locations = {uuid: past.location for uuid, past in found.items()}
+            dependencies = tuple(
+                replace(dependency, location=locations.get(dependency.parent_uuid))
+                for dependency in dependencies
+            )
         bundle = {
             "uuid": entry.uuid,
             "bundle_type": entry.bundle_type,
@@ -451,8 +462,8 @@ class Books:
             "is_anonymous": False,
             "metadata": metadata,
             "args": entry.args,
-            "dependencies": [dependency.to_document() for dependency in entry.dependencies],
-            "location": None,
+            "dependencies": [dependency.to_document() for dependency in dependencies],
+            "location": entry.location,
         }
         self.send(
             "run",

@@ -7,6 +7,7 @@ a worker id) and CodaLab's own, which are held to "the bundle is assigned to you
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,9 +41,33 @@ class Receipt:
     session: str
 
 
-def check_in(books: Books, caller: Caller, worker_id: str, said: Checkin) -> Receipt:
+def written_in_place(books: Books, worker_id: str, said: Checkin) -> dict[str, str]:
+    """Where the results lie, by uuid, of those runs that the check-in ends and whose worker wrote
+    them into the store itself: nobody has counted their bytes."""
+    found = {}
+    for run in said.runs:
+        entry = books.entries.get(str(run.get("uuid")))
+        if (
+            entry is not None
+            and entry.worker_id == worker_id
+            and entry.location is not None
+            and entry.size_bytes is None
+            and run.get("state") == State.FINALIZING
+        ):
+            found[entry.uuid] = entry.location
+    return found
+
+
+def check_in(
+    books: Books,
+    caller: Caller,
+    worker_id: str,
+    said: Checkin,
+    sizes_bytes: Mapping[str, int] | None = None,
+) -> Receipt:
     """Take a check-in: the worker is there, its runs are as it says, letters are acknowledged.
 
+    ``sizes_bytes``: what was counted of ``written_in_place``, by uuid.
     Raises NotPermitted for another user's worker id, Conflict for a session that was taken over.
     """
     worker, is_new_session = _find_worker(books, caller, worker_id, said)
@@ -52,7 +77,7 @@ def check_in(books: Books, caller: Caller, worker_id: str, said: Checkin) -> Rec
         return Receipt(worker.has_claims, worker.session or "")
     worker.sequence = said.sequence
     _take_facts(books, caller, worker, said, is_new_session)
-    _take_runs(books, worker, said, is_new_session)
+    _take_runs(books, worker, said, is_new_session, sizes_bytes or {})
     books.make_offer(worker)
     return Receipt(worker.has_claims, worker.session or "")
 
@@ -182,7 +207,13 @@ def _acknowledge(books: Books, worker: Worker, said: Checkin) -> None:
 # Its runs
 
 
-def _take_runs(books: Books, worker: Worker, said: Checkin, is_new_session: bool) -> None:
+def _take_runs(
+    books: Books,
+    worker: Worker,
+    said: Checkin,
+    is_new_session: bool,
+    sizes_bytes: Mapping[str, int],
+) -> None:
     listed: set[str] = set()
     for document in said.runs:
         try:
@@ -197,7 +228,7 @@ def _take_runs(books: Books, worker: Worker, said: Checkin, is_new_session: bool
             _list_anyway(listed, document)
             continue
         listed.add(run.uuid)
-        _take_run(books, worker, run, state)
+        _take_run(books, worker, run, state, sizes_bytes.get(run.uuid))
     for uuid in sorted(worker.assigned - listed):
         entry = books.entries[uuid]
         if worker.has_claims:
@@ -216,7 +247,9 @@ def _list_anyway(listed: set[str], document: dict[str, Any]) -> None:
         listed.add(uuid)
 
 
-def _take_run(books: Books, worker: Worker, run: CheckinRun, state: State) -> None:
+def _take_run(
+    books: Books, worker: Worker, run: CheckinRun, state: State, size_bytes: int | None
+) -> None:
     entry = books.entries.get(run.uuid)
     if entry is None or not _is_current(worker, entry, run):
         _answer_other(books, worker, run, state)
@@ -235,6 +268,10 @@ def _take_run(books: Books, worker: Worker, run: CheckinRun, state: State) -> No
     if entry.state in (State.STARTING, State.WORKER_OFFLINE) and advances(entry.state, state):
         _begin(books, worker, entry, run.bundle_start_time)
     if state is State.FINALIZING or state in FINAL_STATES:
+        if entry.location is not None and entry.size_bytes is None:
+            entry.size_bytes = run.disk_utilization or 0 if size_bytes is None else size_bytes
+            entry.metadata = {**entry.metadata, "data_size": entry.size_bytes}
+            books.live[entry.uuid].pop("data_size", None)
         _finish(books, worker, entry, run)
     elif advances(entry.state, state):
         books.move(entry, state)

@@ -32,7 +32,7 @@ from bundles.server.accounts import (
     Caller,
     Token,
 )
-from bundles.server.books import Books, Clock, Effects
+from bundles.server.books import Books, Clock, Effects, Letter
 from bundles.server.database import Database, first_line
 from bundles.server.desk import Desk
 from bundles.server.feed import Feed
@@ -115,6 +115,7 @@ class Service:
         for worker_id, letter_id in effects.recalls:
             self.mailroom.recall(worker_id, letter_id)
         for letter in effects.letters:
+            self._address(letter)
             self.mailroom.post(letter)
         self.feed.publish(effects.transitions)
         if log.isEnabledFor(logging.DEBUG):
@@ -129,6 +130,18 @@ class Service:
         if effects.discards:
             locations = list(effects.discards)
             self._in_background(self.store_io(lambda: delete_all(self.store, locations)))
+
+    def _address(self, letter: Letter) -> None:
+        """A worker that shares the file system is told where everything lies. It waits for the
+        directory of its run."""
+        bundle = letter.message.get("bundle") or {}
+        location = bundle.get("location")
+        if location is None:
+            return
+        for part in (bundle, *bundle["dependencies"]):
+            if part["location"] is not None:
+                part["location"] = self.store.address(part["location"])
+        self._in_background(self.store_io(lambda: self.store.lay_out(location)))
 
     def _in_background(self, work: Awaitable[Any]) -> None:
         task = asyncio.ensure_future(work)

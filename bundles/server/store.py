@@ -13,6 +13,7 @@ import secrets
 import shutil
 import stat
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -41,6 +42,16 @@ class Store(Protocol):
 
     def sha256(self, location: str) -> str | None:
         """The digest that was kept with a file."""
+
+    def lay_out(self, location: str) -> None:
+        """Make an empty directory there, for a worker that shares the store's file system; one
+        that is there already stays."""
+
+    def address(self, location: str) -> str:
+        """Where such a worker finds contents: an absolute path."""
+
+    def measure(self, location: str) -> int:
+        """The bytes of the files there together, as they lie on disk now."""
 
     def path(self, location: str, path: str) -> Path:
         """The file or directory at a path of some contents. Raises NotFound, UsageError."""
@@ -91,6 +102,21 @@ class DirectoryStore:
         _, _, last = location.rpartition("-")
         return last if len(last) == SHA256_DIGITS else None
 
+    def lay_out(self, location: str) -> None:
+        (self._root / location).mkdir(mode=0o755, parents=True, exist_ok=True)
+
+    def address(self, location: str) -> str:
+        return str((self._root / location).absolute())
+
+    def measure(self, location: str) -> int:
+        size_bytes = 0
+        for directory, _, names in os.walk(self._root / location):
+            for name in names:
+                with suppress(OSError):
+                    status = os.lstat(os.path.join(directory, name))
+                    size_bytes += status.st_size if stat.S_ISREG(status.st_mode) else 0
+        return size_bytes
+
     def path(self, location: str, path: str) -> Path:
         root = self._root / location
         found = root / check_path(path) if path else root
@@ -106,6 +132,11 @@ class DirectoryStore:
             if directory != self._incoming and directory.is_dir():
                 for place in directory.iterdir():
                     yield f"{directory.name}/{place.name}"
+
+
+def location_of_run(uuid: str, claim: int) -> str:
+    """Where a worker that shares the file system writes what a run comes to."""
+    return f"{uuid[2:4]}/{uuid}-{claim}"
 
 
 def sweep(store: Store, candidates: Iterable[str], referenced: set[str]) -> int:

@@ -15,7 +15,7 @@ import socket
 import tarfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -116,9 +116,12 @@ class ScriptedServer:
         uuid: str | None = None,
         claim: int | None = 1,
         dependencies: Sequence[tuple[str, str, str]] = (),
+        locations: Mapping[str, str] | None = None,
         **resources: Any,
     ) -> str:
-        """Queue a `run` message; ``dependencies`` are (child_path, parent_uuid, parent_path)."""
+        """Queue a `run` message; ``dependencies`` are (child_path, parent_uuid, parent_path).
+        ``locations``: where bundles lie, by uuid, for a worker that shares the file system."""
+        locations = locations or {}
         uuid = uuid or new_uuid()
         metadata = resources.pop("metadata", {})
         bundle = {
@@ -137,10 +140,11 @@ class ScriptedServer:
                     "parent_uuid": parent_uuid,
                     "parent_path": parent_path,
                     "parent_name": "",
-                    "location": None,
+                    "location": locations.get(parent_uuid),
                 }
                 for child_path, parent_uuid, parent_path in dependencies
             ],
+            "location": locations.get(uuid),
         }
         wanted = {
             "cpus": 1,

@@ -21,7 +21,7 @@ from starlette.routing import BaseRoute
 
 from bundles.archive import check_path, compress, packing
 from bundles.errors import BundlesError, NotFound, ServerFault, UsageError
-from bundles.model import State
+from bundles.model import FINAL_STATES, State
 from bundles.server import actions, queries
 from bundles.server.accounts import Caller
 from bundles.server.rendering import document
@@ -262,6 +262,8 @@ async def _download(service: Service, request: Request, caller: Caller) -> Respo
     if row["location"] is None:
         return await _download_running(service, row, path, section, is_gzip_accepted)
     location = row["location"]
+    # A worker that shares the file system writes what is read here meanwhile.
+    is_final = row["state"] in FINAL_STATES
 
     def look() -> tuple[Path, bool, int]:
         root = service.store.path(location, "")
@@ -276,7 +278,8 @@ async def _download(service: Service, request: Request, caller: Caller) -> Respo
             size_bytes = row["size_bytes"]
         headers = _headers(f"{name}.tar.gz", "directory", size_bytes)
         headers["Content-Encoding"] = "identity"
-        headers["ETag"] = _tag(location, path, packing())
+        if is_final:
+            headers["ETag"] = _tag(location, path, packing())
         return _send_directory(request, found, headers)
     headers = _headers(name, "file", size_bytes)
     if is_gzip_accepted and section is None:
@@ -286,12 +289,13 @@ async def _download(service: Service, request: Request, caller: Caller) -> Respo
             return StreamingResponse(compressed, 200, headers, "application/octet-stream")
         content = await service.store_io(lambda: b"".join(compress([found.read_bytes()])))
         return Response(content, 200, headers, "application/octet-stream")
-    headers["ETag"] = _tag(location, path)
+    if is_final:
+        headers["ETag"] = _tag(location, path)
     headers["Accept-Ranges"] = "bytes"
     sha256 = None if path else service.store.sha256(location)
     if sha256 is not None:
         headers["Repr-Digest"] = f"sha-256=:{b64encode(bytes.fromhex(sha256)).decode()}:"
-    if section is not None and request.headers.get("if-range", headers["ETag"]) == headers["ETag"]:
+    if section is not None and request.headers.get("if-range") in (None, headers.get("ETag")):
         first, end = _clip(section, size_bytes)
         if end <= first:
             return _beyond(headers, size_bytes)
@@ -327,7 +331,7 @@ def _send_directory(request: Request, found: Path, headers: dict[str, str]) -> R
     if not text.isdigit() or len(text) > 18:
         raise UsageError(f"skip is {text!r}: it must be a number of bytes")
     chunks = pack_directory(found)
-    if int(text) and request.headers.get("if-range") == headers["ETag"]:
+    if int(text) and "ETag" in headers and request.headers.get("if-range") == headers["ETag"]:
         headers["Bundles-Skipped"] = text
         chunks = _after(chunks, int(text))
     return StreamingResponse(chunks, 200, headers, "application/gzip")

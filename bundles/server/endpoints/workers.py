@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 import orjson
@@ -22,6 +23,8 @@ from bundles.server.sockets import Answer
 
 LARGEST_WORKER_ID = 200
 LARGEST_HEADER_BYTES = 64 * 1024
+COUNTING_SECONDS = 5.0
+"""How long a check-in waits until what a run wrote is counted."""
 
 
 def routes(service: Service) -> list[BaseRoute]:
@@ -52,7 +55,10 @@ def _worker_id(request: Request) -> str:
 async def _check_in(service: Service, request: Request, caller: Caller) -> Response:
     worker_id = _worker_id(request)
     said = parse(Checkin, await read_json(request), "the check-in")
-    receipt = await service.act(lambda books: checkin.check_in(books, caller, worker_id, said))
+    sizes_bytes = await _count_in_place(service, worker_id, said)
+    receipt = await service.act(
+        lambda books: checkin.check_in(books, caller, worker_id, said, sizes_bytes)
+    )
     if receipt.is_batch:
         asked = said.wait_seconds or 0.0
         # Held no longer than half a lease, or a worker that waits would seem to be gone.
@@ -63,6 +69,23 @@ async def _check_in(service: Service, request: Request, caller: Caller) -> Respo
     if said.runs and service.mailroom.has_bell(worker_id):
         wait_seconds = 0.0
     return reply([await service.mailroom.collect_one(worker_id, wait_seconds)])
+
+
+async def _count_in_place(service: Service, worker_id: str, said: Checkin) -> dict[str, int]:
+    if not said.shared_file_system or not said.runs:
+        return {}
+    found = await service.act(lambda books: checkin.written_in_place(books, worker_id, said))
+    if not found:
+        return {}
+    sizes_bytes: dict[str, int] = {}
+
+    def count() -> None:
+        for uuid, location in found.items():
+            sizes_bytes[uuid] = service.store.measure(location)
+
+    with suppress(TimeoutError):  # then the worker's own figure does
+        await asyncio.wait_for(service.store_io(count), COUNTING_SECONDS)
+    return dict(sizes_bytes)
 
 
 async def _check_out(service: Service, request: Request, caller: Caller) -> Response:
