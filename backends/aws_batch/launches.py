@@ -75,7 +75,10 @@ class Launches:
         return None
 
     def write(self, launch: Launch) -> None:
-        """On disk when this returns. Raises BackendError when it cannot be."""
+        """An intent is on disk when this returns; an id that a power cut takes is looked up.
+
+        Raises BackendError when it cannot be written.
+        """
         known = self._read()
         path = self._path(launch)
         try:
@@ -83,7 +86,8 @@ class Launches:
             with path.with_suffix(".new").open("w") as file:
                 json.dump(asdict(launch), file)
                 file.flush()
-                os.fsync(file.fileno())
+                if not launch.job_id:
+                    os.fsync(file.fileno())
             path.with_suffix(".new").replace(path)
         except OSError as error:
             raise _disk_error(path, "written", error) from error

@@ -18,6 +18,7 @@ from enum import Enum
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import parse_qs
 
 from fakes.aws import model
 from fakes.aws.batch import ACCOUNT, REGION, Batch, Refused, Runner
@@ -35,6 +36,7 @@ class Fault(Enum):
     SILENT = "not done, and no answer either"
 
 
+_XML_SERVICES = ("iam", "sts")
 _moto_lock = threading.Lock()
 
 
@@ -185,7 +187,7 @@ class FakeAws:
         self, method: str, path: str, headers: Mapping[str, str], body: bytes
     ) -> tuple[int, dict[str, str], bytes] | None:
         """None: close the connection without an answer."""
-        service, operation = _asked_of(path, headers)
+        service, operation = _asked_of(path, headers, body)
         try:
             parameters = json.loads(body) if body[:1] == b"{" else {}
         except ValueError:
@@ -202,7 +204,8 @@ class FakeAws:
             extra = {}
             if trouble.retry_after_seconds is not None:
                 extra["Retry-After"] = f"{trouble.retry_after_seconds:g}"
-            return _refusal(trouble.fault.value, "so it was asked", _STATUS[trouble.fault], extra)
+            refusal = _xml_refusal if service in _XML_SERVICES else _refusal
+            return refusal(trouble.fault.value, "so it was asked", _STATUS[trouble.fault], extra)
         reply = self._reply(service, operation, method, path, headers, body, parameters)
         return None if trouble is not None else reply
 
@@ -319,13 +322,15 @@ def _handler(aws: FakeAws) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
-def _asked_of(path: str, headers: Mapping[str, str]) -> tuple[str, str]:
-    """Service and operation of a request, by its signature and its path or target."""
+def _asked_of(path: str, headers: Mapping[str, str], body: bytes) -> tuple[str, str]:
+    """Service and operation of a request, by its signature and its path, target or action."""
     credential = headers.get("Authorization", "").partition("Credential=")[2]
     words = credential.split(",")[0].split("/")
     service = words[3] if len(words) > 3 else ""
     if service == "batch":
         return service, model.operations().get(path, path)
+    if service in _XML_SERVICES:
+        return service, parse_qs(body.decode()).get("Action", [path])[0]
     return service, headers.get("X-Amz-Target", path).rpartition(".")[2]
 
 
@@ -335,3 +340,10 @@ def _refusal(
     """As both kinds of protocols of JSON say it."""
     headers = {"Content-Type": "application/json", "x-amzn-ErrorType": code, **(extra or {})}
     return status, headers, json.dumps({"__type": code, "message": message}).encode()
+
+
+def _xml_refusal(
+    code: str, message: str, status: int, extra: Mapping[str, str]
+) -> tuple[int, dict[str, str], bytes]:
+    error = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>"
+    return status, {"Content-Type": "text/xml", **extra}, f"<E>{error}</E>".encode()
