@@ -55,12 +55,12 @@ def _programs(cluster: Cluster) -> list[Finding]:
     found = []
     for program in PROGRAMS:
         try:
-            version = cluster.commands.ask(f"starting {program}", program, "--version").strip()
+            place = cluster.commands.find(program)
         except BackendError as error:
             remedy = "run this on a login node, or add Slurm's commands to PATH"
             found.append(Finding(program, str(error), error, remedy))
         else:
-            found.append(Finding(program, version))
+            found.append(Finding(program, f"{program} is {place}"))
     return found
 
 

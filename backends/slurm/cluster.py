@@ -30,7 +30,6 @@ HISTORY_PAUSE_SECONDS = 60.0
 """An accounting database that did not answer is left alone so long."""
 
 _SETTING = re.compile(r"^(\w+)\s*=\s*(.*?)\s*$", re.MULTILINE)
-_REFUSED = re.compile(r"job id (\S+?): (.*)$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,27 +160,17 @@ class Cluster:
         return self.commands.submit(words)
 
     def cancel(self, ids: Sequence[str]) -> dict[str, BackendError | None]:
-        """End jobs; those that are not there count as ended."""
+        """End jobs; those that are not there count as ended. Never raises."""
         results: dict[str, BackendError | None] = dict.fromkeys(ids)
-        doing = "ending Slurm's jobs"
         for part in _parts(ids):
             try:
-                answer = self.commands.run(doing, ("scancel", *part), 30.0)
+                refusals = self.commands.cancel(part)
             except BackendError as error:
                 results.update(dict.fromkeys(part, error))
                 continue
-            if answer.code == 0:
-                continue
-            refused = {
-                match[1]: match[2]
-                for match in map(_REFUSED.search, answer.said.splitlines())
-                if match
-            }
-            for job_id in part:
-                if not refused:
-                    results[job_id] = slurm_error(doing, answer.said)
-                elif job_id in refused and "already completing" not in refused[job_id]:
-                    results[job_id] = slurm_error(f"ending {job_id}", refused[job_id])
+            for job_id in refusals.keys() & results.keys():
+                if "already completing" not in refusals[job_id]:
+                    results[job_id] = slurm_error(f"ending {job_id}", refusals[job_id])
         return results
 
 

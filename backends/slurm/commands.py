@@ -6,22 +6,29 @@ Not for what their words mean: errors, jobs.
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import tenacity
 
 from backends.base import BackendError, Invalid, Throttled, Unauthorized, Unreachable
 from backends.slurm.errors import slurm_error, was_never_asked
 
+T = TypeVar("T")
+
 READ_SECONDS = 30.0
 SUBMIT_SECONDS = 30.0
 """Slurm's own patience with its controller is 10 s by default (MessageTimeout)."""
 RETRY_WITHIN_SECONDS = 5.0
 """A question that failed sooner is asked again: one that did not has waited for long enough."""
+
+_REFUSAL = re.compile(r"job id (\S+?): (.*)$")
 
 _OURS = ("SLURM_", "SBATCH_", "SQUEUE_", "SCANCEL_", "SCONTROL_", "SACCT_")
 _KEPT = frozenset(
@@ -64,18 +71,19 @@ class Commands:
         self._read_seconds = read_seconds
         self._submit_seconds = submit_seconds
 
+    def find(self, program: str) -> str:
+        """Where a command is. Raises Invalid when there is none."""
+        place = shutil.which(program, path=self._environment.get("PATH"))
+        if place is None:
+            raise _missing(program)
+        return place
+
     def ask(self, doing: str, *words: str) -> str:
         """What a question prints; asked again, a bounded number of times, when nobody answers.
 
         Raises BackendError.
         """
-        retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type((Unreachable, Throttled)),
-            stop=tenacity.stop_after_attempt(3) | tenacity.stop_after_delay(RETRY_WITHIN_SECONDS),
-            wait=tenacity.wait_random_exponential(multiplier=0.2, max=2),
-            reraise=True,
-        )
-        return retrying(self._ask, doing, words)
+        return _patiently((Unreachable, Throttled), self._ask, doing, words)
 
     def _ask(self, doing: str, words: Sequence[str]) -> str:
         answer = self.run(doing, words, self._read_seconds)
@@ -83,12 +91,31 @@ class Commands:
             raise slurm_error(doing, answer.said)
         return answer.output
 
+    def cancel(self, ids: Sequence[str]) -> dict[str, str]:
+        """What is said against ending each of some jobs, by id; jobs that are gone are not
+        mentioned. Raises BackendError when nothing is known of any."""
+        return _patiently((Unreachable, Throttled), self._cancel, ids)
+
+    def _cancel(self, ids: Sequence[str]) -> dict[str, str]:
+        doing = "ending Slurm's jobs"
+        answer = self.run(doing, ("scancel", *ids), self._read_seconds)
+        if answer.code == 0:
+            return {}
+        refusals = {m[1]: m[2] for m in map(_REFUSAL.search, answer.said.splitlines()) if m}
+        if not refusals:
+            raise slurm_error(doing, answer.said)
+        return refusals
+
     def submit(self, words: Sequence[str]) -> int:
-        """The id of the array that the words of sbatch made. Never asked twice.
+        """The id of the array that the words of sbatch made. Asked again only when the controller
+        said that it did nothing because it is too busy.
 
         Raises LostReply when it cannot be told whether there is one, another BackendError when
         there is none.
         """
+        return _patiently((Throttled,), self._submit, words)
+
+    def _submit(self, words: Sequence[str]) -> int:
         doing = "submitting to Slurm"
         try:
             answer = self.run(doing, words, self._submit_seconds)
@@ -119,9 +146,7 @@ class Commands:
                 start_new_session=True,
             )
         except FileNotFoundError:
-            raise Invalid(
-                f"there is no {words[0]} on PATH: run this where Slurm's commands are installed"
-            ) from None
+            raise _missing(words[0]) from None
         except OSError as error:
             raise _start_error(doing, words[0], error) from error
         try:
@@ -131,6 +156,23 @@ class Commands:
         finally:
             _end(process)
         return Answer(process.returncode, output, said)
+
+
+def _patiently(
+    passing: tuple[type[BackendError], ...], function: Callable[..., T], *arguments: Any
+) -> T:
+    """What a function returns, called again a few times when its error may pass."""
+    retrying = tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(passing),
+        stop=tenacity.stop_after_attempt(4) | tenacity.stop_after_delay(RETRY_WITHIN_SECONDS),
+        wait=tenacity.wait_random_exponential(multiplier=0.2, max=2),
+        reraise=True,
+    )
+    return retrying(function, *arguments)
+
+
+def _missing(program: str) -> Invalid:
+    return Invalid(f"there is no {program} on PATH: run this where Slurm's commands are installed")
 
 
 def _start_error(doing: str, program: str, error: OSError) -> BackendError:

@@ -116,13 +116,13 @@ def parse_id(text: str) -> tuple[int, int] | None:
 
 def parse_queue(text: str) -> list[tuple[Element, Mark]]:
     """The marked elements in what squeue printed with QUEUE_FORMAT. Raises ValueError when torn."""
+    if text and not text.endswith("\n"):
+        raise ValueError(f"squeue stopped in the midst of {text.splitlines()[-1]!r}")
     found = []
     for line in text.splitlines():
         fields = line.split(SEPARATOR)
         if len(fields) != QUEUE_FORMAT.count(SEPARATOR) + 1:
-            if "worker-manager/" in line:
-                raise ValueError(f"squeue printed {line!r}")
-            continue  # somebody else's name or comment, of more than one line
+            continue  # of somebody else's name or comment, which may have several lines
         name, state, reason, submitted, started, ended, node, comment = fields
         mark = Mark.parse(comment)
         place = parse_id(name)

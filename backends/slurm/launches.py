@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 from contextlib import suppress
 from dataclasses import dataclass
@@ -116,7 +117,7 @@ class Launches:
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
         (self.directory / WORK).mkdir(mode=0o700, exist_ok=True)
         _write(place / SCRIPT_NAME, script)
-        _write(place / "command", "\n".join(words) + "\n")
+        _write(place / "command", shlex.join(words) + "\n")
         if secrets:
             _write(place / SECRETS_NAME, secrets)
         job_name = next(word.partition("=")[2] for word in words if word.startswith("--job-name="))

@@ -141,6 +141,7 @@ class SlurmCluster:
             for name, value in os.environ.items()
             if not name.startswith(("SLURM", "SBATCH", "SQUEUE", "SCANCEL", "SACCT"))
         } | {"SLURM_CONF": str(self.configuration)}
+        self.reach = {"SLURM_CONF": str(self.configuration)}
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
 
     # Life
@@ -170,9 +171,12 @@ class SlurmCluster:
         ]
 
     def stop(self) -> None:
-        """End it with its jobs, and leave nothing of it."""
-        for name in ("slurmctld", *self.node_names, "slurmdbd", "mariadbd", "munged"):
-            self._end(name)
+        """End it with its jobs, and leave nothing of it: nothing that it would save is needed."""
+        for process in self._daemons.values():
+            process.kill()
+        for process in self._daemons.values():
+            process.wait()
+        self._daemons.clear()
         self._end_orphans()
         shutil.rmtree(self.directory, ignore_errors=True)
 
@@ -361,6 +365,22 @@ class SlurmCluster:
         )
         assert done.returncode == 0, f"{' '.join(command)}: {done.stdout}{done.stderr}"
         return done.stdout
+
+    def fail_node(self, node: str) -> None:
+        """An administrator declares it lost: its jobs fail, or are requeued."""
+        self.command("scontrol", "update", f"node={node}", "state=down", "reason=test")
+
+    def limit_jobs(self, user: str, number: int) -> None:
+        """How many jobs a user may submit; -1: any number. The controller hears of it at once."""
+        self.command("sacctmgr", "-i", "modify", "user", user, "set", f"maxsubmitjobs={number}")
+
+    def clear(self) -> None:
+        """End all jobs, and have all nodes and partitions work."""
+        self.command("scancel", "--user=root")
+        self.command("scancel", "--user=nobody")
+        self.until(lambda: not self.command("squeue", "-h", "-o", "%i").split(), "all jobs end")
+        for node in self.command("sinfo", "-h", "-N", "-R", "-o", "%N").split():
+            self.command("scontrol", "update", f"node={node}", "state=resume")
 
     def until(self, condition: Callable[[], object], what: str) -> None:
         deadline = time.monotonic() + START_SECONDS
