@@ -10,6 +10,7 @@ from containers import Containers
 from docker_engine import DockerEngine, Registry
 from postgresql_engine import PostgreSQL
 from serving import Server
+from slurm_cluster import SlurmCluster
 from worker_image import WorkerImage
 
 USERS = tuple(f"user-{number}" for number in range(1, 31))
@@ -111,6 +112,17 @@ def containers(tmp_path: Path, server: Server, docker_engine: DockerEngine) -> I
         if names:
             docker_engine.command("rm", "--force", *names)
         docker_engine.command("network", "prune", "--force")
+
+
+@pytest.fixture(scope="session")
+def slurm_cluster() -> Iterator[SlurmCluster]:
+    """A cluster of twenty nodes with accounting; tests end their jobs."""
+    cluster = SlurmCluster()
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
 
 
 @pytest.fixture
