@@ -61,6 +61,12 @@ class ServerFault(BundlesError):
     status = 503
 
 
+class DiskFull(ServerFault):
+    """The server has no room for what it was sent; it may have later."""
+
+    status = 507
+
+
 class Unreachable(BundlesError):
     """No answer: refused, timed out, or cut off. What was asked may have been done."""
 
@@ -77,6 +83,7 @@ _BY_STATUS: dict[int, type[BundlesError]] = {
         Conflict,
         TooLarge,
         RangeNotSatisfiable,
+        DiskFull,
     )
 }
 

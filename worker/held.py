@@ -13,6 +13,7 @@ from worker.limits import Usage
 from worker.loop import Timer
 from worker.shared import directory_of
 from worker.stages import Run, Stage
+from worker.uploads import Sending
 
 
 @dataclass
@@ -30,6 +31,7 @@ class Held:
     waits_for: dict[Key, Callable[[Path | DependencyFailed], None]] = field(default_factory=dict)
     contents: dict[Key, Path] = field(default_factory=dict)
     cancelled: threading.Event = field(default_factory=threading.Event)
+    sending: Sending | None = None
     attempt: int = 0
     timers: list[Timer] = field(default_factory=list)
     usage: Usage = field(default_factory=Usage)

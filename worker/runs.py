@@ -42,7 +42,7 @@ from worker.stages import (
     step,
 )
 from worker.trees import make_readable, measure_tree, remove_tree
-from worker.uploads import Cancelled, upload
+from worker.uploads import Cancelled, Sending, upload
 from worker.watch import Watch
 
 log = logging.getLogger(__name__)
@@ -170,6 +170,8 @@ class Runs:
 
     def waiting_for(self, held: Held) -> str:
         """What a run waits for, for its owner; empty when it waits for nothing."""
+        if held.run.stage is Stage.UPLOADING_RESULTS and held.sending is not None:
+            return str(held.sending)
         return self._preparation.status(held)
 
     # Steps
@@ -371,6 +373,7 @@ class Runs:
         if held.is_shared:
             self._uploads.submit(partial(shared.leave, held.directory, exclude), done)
             return
+        held.sending = Sending()
         self._uploads.submit(
             partial(
                 upload,
@@ -381,6 +384,7 @@ class Runs:
                 exclude=exclude,
                 store=str(metadata.get("store") or ""),
                 cancelled=held.cancelled,
+                sending=held.sending,
             ),
             done,
         )

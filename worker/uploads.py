@@ -1,4 +1,8 @@
-"""Results on their way to the server: tried until it has them, or says that it never will."""
+"""Results on their way to the server: tried until it has them, or says that it will not take them.
+
+They are packed while they are sent, so that memory and disk do not grow with them. What was cut off
+begins anew: the server keeps nothing of it.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +11,20 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from bundles.archive import pack
 from bundles.client import Client
-from bundles.errors import BundlesError, Conflict, NotAuthenticated, ServerFault, Unreachable
+from bundles.errors import (
+    BundlesError,
+    Conflict,
+    DiskFull,
+    NotAuthenticated,
+    ServerFault,
+    Unreachable,
+)
+from bundles.sizes import format_size
 from worker.backoff import Backoff
 from worker.stages import Event, NotUploaded, Revoked, Uploaded
 
@@ -23,6 +36,19 @@ FIRST_WAIT_SECONDS = 0.1
 LONGEST_WAIT_SECONDS = 20.0
 WHOLE_BYTES = 1024**2
 """Results up to this size are sent in one piece, which is cheaper for both sides."""
+
+
+@dataclass
+class Sending:
+    """How far an upload is, for people. Written by its thread, read by others."""
+
+    sent_bytes: int = 0
+    trouble: str = ""
+
+    def __str__(self) -> str:
+        if self.trouble:
+            return f"Uploading results (waiting for the server: {self.trouble})"
+        return f"Uploading results ({format_size(self.sent_bytes)})"
 
 
 class Cancelled(Exception):
@@ -38,6 +64,7 @@ def upload(
     exclude: Sequence[str],
     store: str,
     cancelled: threading.Event,
+    sending: Sending,
     clock: Callable[[], float] = time.monotonic,
 ) -> Event:
     """Send the contents of ``directory``; returns what to tell the run. Raises Cancelled."""
@@ -47,7 +74,7 @@ def upload(
         try:
             client.upload(
                 uuid,
-                _content(directory, exclude, cancelled),
+                _content(directory, exclude, cancelled, sending),
                 filename="bundle.tar.gz",
                 claim=claim,
                 store=store,
@@ -55,9 +82,13 @@ def upload(
             return Uploaded()
         except Conflict:
             return Revoked()
+        except DiskFull as error:
+            # To send all of it again, to whom it has just filled the disk of, helps nobody.
+            return NotUploaded(f"The results cannot be uploaded: {error}")
         except (Unreachable, ServerFault, NotAuthenticated) as error:
             if clock() > deadline:
                 return NotUploaded(f"The results cannot be uploaded: {error}")
+            sending.trouble = str(error)
             log.warning("the results of %s wait for the server: %s", uuid, error)
         except (BundlesError, OSError) as error:
             return NotUploaded(f"The results cannot be uploaded: {error}")
@@ -66,9 +97,10 @@ def upload(
 
 
 def _content(
-    directory: Path, exclude: Sequence[str], cancelled: threading.Event
+    directory: Path, exclude: Sequence[str], cancelled: threading.Event, sending: Sending
 ) -> bytes | Iterator[bytes]:
-    chunks = _until(pack(directory, exclude=exclude), cancelled)
+    sending.sent_bytes = 0
+    chunks = _until(pack(directory, exclude=exclude), cancelled, sending)
     first = b""
     for chunk in chunks:
         first += chunk
@@ -77,8 +109,12 @@ def _content(
     return first
 
 
-def _until(chunks: Iterator[bytes], cancelled: threading.Event) -> Iterator[bytes]:
+def _until(
+    chunks: Iterator[bytes], cancelled: threading.Event, sending: Sending
+) -> Iterator[bytes]:
     for chunk in chunks:
         if cancelled.is_set():
             raise Cancelled
         yield chunk
+        sending.sent_bytes += len(chunk)
+        sending.trouble = ""

@@ -19,6 +19,7 @@ from starlette.routing import Route
 
 from bundles.errors import (
     BundlesError,
+    DiskFull,
     NotAuthenticated,
     NotPermitted,
     ServerFault,
@@ -52,12 +53,6 @@ BACKGROUND_SECONDS = 1.0
 """How long a server that ends waits for what it does in the background; the next start goes on."""
 
 Handler = Callable[["Service", Request, Caller], Awaitable[Response]]
-
-
-class DiskFull(ServerFault):
-    """The server has no room for it; it may have later."""
-
-    status = 507
 
 
 class Service:
