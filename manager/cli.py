@@ -19,6 +19,8 @@ from manager.arguments import in_order
 
 OTHERS = {
     "status": "What the pools of this home have, and what was decided last.",
+    "logs": "What a worker printed.",
+    "terminate": "Ask workers to end.",
     "demo": "The main job on this machine, start to end: server, manager, workers.",
 }
 
@@ -27,10 +29,10 @@ class Commands(click.Group):
     """The commands by name; each is loaded when it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [*registry.ENTRIES, *OTHERS]
+        return [*registry.entries(), *OTHERS]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name in registry.ENTRIES:
+        if cmd_name in registry.names():
             from manager.pool_command import pool_command
 
             return pool_command(cmd_name)
@@ -38,6 +40,10 @@ class Commands(click.Group):
             from manager.status import status_command
 
             return status_command()
+        if cmd_name in ("logs", "terminate"):
+            from manager.workers import logs_command, terminate_command
+
+            return logs_command() if cmd_name == "logs" else terminate_command()
         if cmd_name == "demo":
             from manager.demo.command import demo_command
 
@@ -46,7 +52,7 @@ class Commands(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Backends"):
-            formatter.write_dl([(e.name, e.summary) for e in registry.ENTRIES.values()])
+            formatter.write_dl([(e.name, e.summary) for e in registry.entries().values()])
         with formatter.section("Commands"):
             formatter.write_dl(list(OTHERS.items()))
 
@@ -118,8 +124,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
-    commands = [*registry.ENTRIES, *OTHERS]
-    ordered = in_order(words, commands, _options_with_value())
+    commands = [*registry.entries(), *OTHERS]
+    ordered = in_order(words, [*registry.names(), *OTHERS], _options_with_value())
     if ordered and ordered[0] not in ("--help", "--version") and ordered[0].startswith("-"):
         raise click.UsageError(f"name a backend or a command: {', '.join(commands)}")
     result = _group().main(

@@ -8,11 +8,16 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from backends.base import Context
+from backends import registry
+from backends.base import Backend, Context, Invalid
 from bundles.errors import UsageError
 from bundles.home import PASSWORD_VARIABLE, TOKEN_VARIABLE, USER_VARIABLE, Home
+
+if TYPE_CHECKING:
+    from manager.ledger import Pool
 
 _SECRET_VARIABLES = frozenset({TOKEN_VARIABLE, USER_VARIABLE, PASSWORD_VARIABLE})
 
@@ -81,6 +86,15 @@ class Installation:
             },
             work_directory_prefix=work_directory_prefix,
         )
+
+    def backend(self, pool: Pool, environ: Mapping[str, str]) -> Backend:
+        """The backend of a pool that the ledger knows. Raises BackendError."""
+        prefix = pool.settings.get("worker_work_dir_prefix")
+        try:
+            module = registry.load(pool.backend)
+        except KeyError:
+            raise Invalid(f"there is no backend {pool.backend!r} in this version") from None
+        return module.create(self.context(pool.name, environ, prefix), pool.settings)
 
 
 def default_pool(backend: str, server: str, home: Home) -> str:

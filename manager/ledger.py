@@ -268,6 +268,11 @@ class Ledger:
             "SELECT * FROM launch WHERE pool = ? ORDER BY sequence DESC LIMIT ?", (pool, number)
         )
 
+    def launch(self, key: LaunchKey) -> Launch | None:
+        """What became of a key; None for one that this installation did not intend."""
+        found = self._launches("SELECT * FROM launch WHERE key = ?", (str(key),))
+        return found[0] if found else None
+
     def launched(self, pool: str) -> int:
         """How many workers of a pool were launched, as far back as the ledger goes."""
         rows = self._rows(

@@ -11,7 +11,7 @@ import random
 import sqlite3
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from backends.base import (
@@ -25,6 +25,7 @@ from backends.base import (
     LaunchRequest,
     LaunchResult,
     Preview,
+    Throttled,
     Unreachable,
 )
 from bundles.errors import BundlesError, NotAuthenticated
@@ -119,6 +120,7 @@ class PoolManager:
     _refusals: int = 0
     _accepted: bool = False
     _journal_fails: bool = False
+    _throttled_until: float = 0.0
 
     # One tick
 
@@ -129,9 +131,16 @@ class PoolManager:
             observation = self.observer.observe(self.ledger, self.clock())
         self._reconcile(observation)
         now = self.clock()
-        decision = decide(observation.snapshot, self.config, now)
+        snapshot = observation.snapshot
+        if snapshot.held_until < self._throttled_until:
+            snapshot = replace(
+                snapshot,
+                held_until=self._throttled_until,
+                hold_reason="the service asked for a pause",
+            )
+        decision = decide(snapshot, self.config, now)
         results = self._act(decision)
-        self._write_down(now, observation.snapshot.to_document(), decision.to_document(), results)
+        self._write_down(now, snapshot.to_document(), decision.to_document(), results)
         return decision
 
     def _write_down(
@@ -203,6 +212,8 @@ class PoolManager:
                 continue
             assert not isinstance(result, Preview), "nobody asked for a dry run"
             errors[str(result)] = errors.get(str(result), 0) + 1
+            if isinstance(result, Throttled) and result.retry_after_seconds is not None:
+                self._throttled_until = self.clock() + result.retry_after_seconds
             if not isinstance(result, Unreachable):
                 outcomes.append((key, Outcome.REFUSED, None, str(result)))
         self.ledger.settle_all(outcomes)
@@ -266,7 +277,10 @@ class PoolManager:
         longest = max(self.sleep_seconds, LONGEST_BACKOFF_SECONDS)
         wait_seconds: float = min(max(0.5, self.sleep_seconds) * 2**self._failures, longest)
         self._failures = min(self._failures + 1, 16)
-        return wait_seconds * random.uniform(0.5, 1.0)
+        wait_seconds *= random.uniform(0.5, 1.0)
+        if isinstance(error, Throttled):
+            return max(wait_seconds, error.retry_after_seconds or 0.0)
+        return wait_seconds
 
 
 def _result(key: LaunchKey, outcome: LaunchResult) -> dict[str, Any]:

@@ -73,6 +73,11 @@ def pool_options() -> list[click.Option]:
         _option("--once", is_flag=True, help="Look, act, and end."),
         _option("--plan", is_flag=True, help="Say what the next look would do, and do nothing."),
         _option(
+            "--dry-run",
+            is_flag=True,
+            help="Print what would be submitted for one worker, and end.",
+        ),
+        _option(
             "--output",
             "-o",
             type=click.Choice(["text", "json"]),

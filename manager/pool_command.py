@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -33,7 +34,10 @@ from manager.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from bundles.client import Client
+    from manager.loop import Launcher
     from manager.observe import Observer
+
+PREVIEWS_SHOWN = 3
 
 log = logging.getLogger("manager")
 
@@ -66,6 +70,11 @@ class Pool:
         )
         return registry.load(self.backend_name).create(context, self.settings)
 
+    def launcher(self) -> Launcher:
+        from manager.loop import Launcher
+
+        return Launcher(self.server, self.worker, self.resources, self.credentials)
+
     def client(self) -> Client:
         from bundles.client import Client
 
@@ -88,15 +97,22 @@ class Pool:
 
 def pool_command(backend_name: str) -> click.Command:
     """The command of one backend, with the common options and its own."""
-    entry = registry.ENTRIES[backend_name]
-    own = registry.load(backend_name).options()
+    entry = registry.find(backend_name)
+    own = registry.load(entry.name).options()
+    common = pool_options()
+    taken = {option.name for option in common} & {option.name for option in own}
+    if taken:
+        names = ", ".join(sorted(name for name in taken if name))
+        raise registry.BrokenBackend(
+            f"the backend {entry.name} has options that every pool has already: {names}"
+        )
 
     def run(**settings: Any) -> int:
-        return _run(backend_name, settings)
+        return _run(entry.name, settings)
 
     return click.Command(
         backend_name,
-        params=[*own, *pool_options()],
+        params=[*own, *common],
         callback=run,
         help=f"{entry.summary}\n\nOptions may stand on either side of the backend's name.",
         short_help=entry.summary,
@@ -107,6 +123,8 @@ def _run(backend_name: str, settings: dict[str, Any]) -> int:
     pool = _pool(backend_name, settings)
     if settings["plan"]:
         return _plan(pool, as_json=settings["output"] == "json")
+    if settings["dry_run"]:
+        return _dry_run(pool)
     if settings["output"] != "text":
         raise click.UsageError("--output json goes with --plan")
     alarm = Alarm()
@@ -168,13 +186,17 @@ def _plan(pool: Pool, *, as_json: bool) -> int:
     """Print what the next tick would do. Changes nothing, anywhere."""
     from manager.ledger import Ledger
 
+    backend = pool.backend()
+    if not _is_usable(backend):
+        return 2
     with ExitStack() as stack:
         client = stack.enter_context(pool.client())
         ledger = Ledger.read_only(pool.installation.ledger_path)
         if ledger is not None:
             stack.enter_context(ledger)
         now = time.time()
-        observation = pool.observer(client, pool.backend()).observe(ledger, now)
+        observation = pool.observer(client, backend).observe(ledger, now)
+        last = ledger.recent(pool.name, 1) if ledger is not None else []
     snapshot = observation.snapshot
     decision = decide(snapshot, pool.config, now)
     if as_json:
@@ -187,7 +209,36 @@ def _plan(pool: Pool, *, as_json: bool) -> int:
             f"  {snapshot.staged} staged, {snapshot.pending} pending, {snapshot.active} active; "
             "nothing was changed"
         )
+        first = last[0].key.sequence + 1 if last else 1
+        previews = _previews(pool, backend, decision.launch, first)
+        for preview in previews[:PREVIEWS_SHOWN]:
+            print(textwrap.indent(f"would submit:\n{textwrap.indent(preview, '  ')}", "  "))
+        if len(previews) > PREVIEWS_SHOWN:
+            print(f"  and {len(previews) - PREVIEWS_SHOWN} more like these")
     return 0
+
+
+def _dry_run(pool: Pool) -> int:
+    """Print what one launch would submit. Asks nobody anything."""
+    for preview in _previews(pool, pool.backend(), 1, 1):
+        print(preview)
+    return 0
+
+
+def _previews(pool: Pool, backend: Backend, number: int, first: int) -> list[str]:
+    """What launching so many workers would submit, each text once; or why it would be refused."""
+    from backends.base import LaunchKey, Preview
+    from bundles.home import TOKEN_VARIABLE
+
+    if not number:
+        return []
+    keys = LaunchKey.make_row(pool.name, first, number)
+    # Only the name is shown of a secret: there is no need to ask the server for one.
+    requests = pool.launcher().requests(keys, backend, {TOKEN_VARIABLE: "…"})
+    texts: dict[str, None] = {}
+    for result in backend.launch(requests, dry_run=True):
+        texts[result.text if isinstance(result, Preview) else f"nothing: {result}"] = None
+    return list(texts)
 
 
 def _plan_document(pool: str, snapshot: Snapshot, decision: Decision) -> dict[str, Any]:
@@ -199,6 +250,25 @@ def _plan_document(pool: str, snapshot: Snapshot, decision: Decision) -> dict[st
         "pending": snapshot.pending,
         "active": snapshot.active,
     }
+
+
+def _is_usable(backend: Backend) -> bool:
+    """Whether a launch can work at all. Says a line for each thing that is wrong: what no waiting
+    would mend as an error, the rest as a warning."""
+    from backends.base import Invalid, Unauthorized
+
+    usable = True
+    for finding in backend.check():
+        if finding.error is None:
+            continue
+        line = f"{finding.subject}: {finding.sentence}"
+        line += f": {finding.remedy}" if finding.remedy else ""
+        if isinstance(finding.error, Invalid | Unauthorized):
+            usable = False
+            print(f"worker-manager: {line}", file=sys.stderr)
+        else:
+            log.warning("%s", line)
+    return usable
 
 
 # Keeping a pool
@@ -214,7 +284,7 @@ def _keep(pool: Pool, alarm: Alarm) -> int:
     from manager.ledger import Ledger
     from manager.ledger import Pool as PoolRow
     from manager.lock import PoolLock
-    from manager.loop import Launcher, PoolManager
+    from manager.loop import PoolManager
 
     settings = pool.settings
     try:
@@ -246,12 +316,18 @@ def _keep(pool: Pool, alarm: Alarm) -> int:
                 f"the ledger {pool.installation.ledger_path} cannot be used: {error}"
             ) from error
         backend = pool.backend()
+        try:
+            with alarm.interruptible():
+                if not _is_usable(backend):
+                    return 2
+        except Stopped:
+            return 0
         manager = PoolManager(
             pool=pool.name,
             config=pool.config,
             observer=pool.observer(client, backend),
             backend=backend,
-            launcher=Launcher(pool.server, pool.worker, pool.resources, pool.credentials),
+            launcher=pool.launcher(),
             client=client,
             ledger=ledger,
             journal=Journal(pool.installation.journal_path(pool.name), pool.name),
@@ -286,7 +362,8 @@ def _kept_settings(pool: Pool) -> dict[str, Any]:
 
     An option whose input a terminal would hide is a secret, and is kept nowhere.
     """
-    left_out = {"home", "verbose", "output", "plan", "once", "temp_session", "password_file"}
+    left_out = {"home", "verbose", "output", "plan", "dry_run", "once", "temp_session"}
+    left_out |= {"password_file"}
     own = registry.load(pool.backend_name).options()
     left_out |= {option.name for option in own if option.name and option.hide_input}
     return {name: value for name, value in pool.settings.items() if name not in left_out}

@@ -54,7 +54,6 @@ def pools_document(installation: Any) -> list[dict[str, Any]]:
 
     A pool whose backend cannot be asked has ``jobs`` None and an ``error``: unknown is not zero.
     """
-    from backends import registry
     from backends.base import BackendError
     from manager.journal import last_entry
     from manager.ledger import Ledger
@@ -69,11 +68,8 @@ def pools_document(installation: Any) -> list[dict[str, Any]]:
             jobs: list[dict[str, Any]] | None = None
             error = ""
             try:
-                module = registry.load(pool.backend)
-                context = installation.context(pool.name, os.environ)
-                jobs = [_job(job) for job in module.create(context, pool.settings).list_jobs()]
-            except KeyError:
-                error = f"there is no backend {pool.backend!r} in this version"
+                backend = installation.backend(pool, os.environ)
+                jobs = [_job(job) for job in backend.list_jobs()]
             except BackendError as failure:
                 error = str(failure)
             entry = None
@@ -106,6 +102,7 @@ def _job(job: Any) -> dict[str, Any]:
         "started": job.started,
         "ended": job.ended,
         "exit_code": job.exit_code,
+        "cause": job.cause and str(job.cause),
         "why": job.why,
     }
 
@@ -126,7 +123,7 @@ def _print(pools: list[dict[str, Any]]) -> None:
         _print_last(console, pool["last"])
         living, ended = _split(pool["jobs"] or [])
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-        for column in ("  WORKER", "STATE", "SINCE", "LEFT"):
+        for column in ("  WORKER", "STATE", "SINCE", "WHY"):
             table.add_column(column, overflow="fold")
         for job in [*living, *ended]:
             table.add_row(
@@ -167,9 +164,13 @@ def _split(jobs: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[
 
 
 def _left(job: dict[str, Any]) -> str:
+    """Why one ended, or what a pending one waits for."""
     if job["state"] != "ended":
-        return ""
-    return job["why"] or f"exit code {job['exit_code']}"
+        return str(job["why"])
+    said = [job["cause"], job["why"]]
+    if job["exit_code"] is not None:
+        said.append(f"exit code {job['exit_code']}")
+    return ", ".join(word for word in said if word)
 
 
 def _age(when: float | None) -> str:
