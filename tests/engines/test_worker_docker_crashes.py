@@ -245,6 +245,29 @@ def test_a_worker_that_comes_back_before_its_engine_waits_for_it(stand: Containe
     stand.leave()
 
 
+@pytest.mark.timeout(240)
+def test_what_heeds_the_end_of_its_engine_is_not_taken_for_done(stand: Containers) -> None:
+    """An engine that was killed ends by SIGTERM what it finds when it comes up again."""
+    stand.start("--cpus", "2")
+    heeding = stand.run("[ -e again ] && exit; trap 'exit 0' TERM; : > here; sleep 1000 & wait")
+    ending = stand.run("echo ran; : > here; while [ ! -e go ]; do sleep 0.05; done; exit 5")
+    for run in (heeding, ending):
+        stand.until(run, "running")
+        eventually((stand.place(run) / "here").exists, "the command runs")
+    stand.engine.kill()
+    touch(stand.place(ending) / "go")
+    stand.engine.start()
+
+    def runs_again() -> bool:
+        return any(p.exists() for p in stand.work.glob(f"workers/*/runs/{heeding}-2/files/here"))
+
+    eventually(runs_again, "it is run again")
+    stand.client.act([{"type": "kill", "uuid": heeding}])
+    assert stand.end(heeding).state == "killed"
+    assert stand.end(ending).metadata["exitcode"] == 5
+    stand.leave()
+
+
 def test_a_container_that_somebody_removes_is_run_again(stand: Containers) -> None:
     stand.start()
     run = stand.run(WAIT)

@@ -62,6 +62,7 @@ SCRIPT = (
 
 KILLED, TERMINATED, UNKNOWN_EXIT = 137, 143, 255
 """Exit codes that an engine which is going down, or comes up again, gives to what it ended."""
+ENDING_SIGNALS = ("9", "15")
 NO_SHELL = (126, 127)
 """What PID 1 exits with when it cannot start the shell."""
 ENGINE_PATIENCE_SECONDS = 60.0
@@ -386,11 +387,12 @@ class DockerRuntime:
             return
         match event.get("Action"):
             case "kill":
-                container.is_killed_by_others |= container.stop is None
+                if container.stop is None:
+                    container.is_killed_by_others |= _ends_it(attributes)
             case "die":
                 container.has_run = True
                 code = int(attributes.get("exitCode", UNKNOWN_EXIT))
-                if code == 0:
+                if code == 0 and not container.is_killed_by_others:
                     self._tell(container, End(0))
                 else:
                     judge = partial(self._judge, container, code)
@@ -420,9 +422,10 @@ class DockerRuntime:
         if code == KILLED and limit and container.peak_bytes > NEAR_LIMIT * limit:
             is_out_of_memory = True
         was_stopped = container.stop is not None
-        looks_foreign = code in (KILLED, TERMINATED, UNKNOWN_EXIT) and not was_stopped
-        may_be_foreign = container.is_killed_by_others or not is_known
-        if looks_foreign and may_be_foreign and not is_out_of_memory:
+        looks_foreign = code in (KILLED, TERMINATED, UNKNOWN_EXIT) and not is_known
+        # A command that heeds the signal may end with any code, and have done half of its work.
+        is_foreign = looks_foreign or container.is_killed_by_others
+        if is_foreign and not was_stopped and not is_out_of_memory:
             # The engine went down, or somebody stopped it: not the command's doing.
             self._tell(container, End(Gone.UNKNOWN))
             return
@@ -466,7 +469,25 @@ class DockerRuntime:
                 self._kill(container, force=stop)
         else:
             code = int(state.get("ExitCode", UNKNOWN_EXIT))
+            if code == 0 and not (container.job.directory / "stdout").exists():
+                # An engine that comes up ends what it finds, and it may not have begun.
+                self._remove(container.name)
+                self._tell(container, End(Gone.HELD_BACK))
+                return
+            if container.stop is None:
+                container.is_killed_by_others |= self._was_ended(container.name)
             self._tell_exit(container, code, bool(state.get("OOMKilled")), is_known=False)
+
+    def _was_ended(self, name: str) -> bool:
+        """Whether a container, whose end nobody saw, was ended from outside: by its engine, when
+        that came up again, or by hand. The engine knows its last few hundred events."""
+        window: Any = {"since": 1, "until": f"{time.time():.3f}"}  # stubs know whole seconds only
+        events = self._engine.events(
+            **window,
+            filters={"type": ["container"], "event": ["kill"], "container": [name]},
+            decode=True,
+        )
+        return any(_ends_it(event.get("Actor", {}).get("Attributes", {})) for event in events)
 
     def _tell(self, container: _Container, end: End) -> None:
         def tell() -> None:
@@ -639,6 +660,11 @@ class DockerRuntime:
                 log.error("%s of a container", what, exc_info=outcome.error)
 
         return done
+
+
+def _ends_it(attributes: Mapping[str, Any]) -> bool:
+    """Whether a `kill` event is of a signal that is meant to end a container."""
+    return str(attributes.get("signal", "15")) in ENDING_SIGNALS
 
 
 def _take_sample(container: _Container, stats: Mapping[str, Any], now: float) -> None:
