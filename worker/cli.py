@@ -360,8 +360,10 @@ def _serve(options: dict[str, Any]) -> int:
     )
     code = worker.run()
     _tidy(settings, is_empty=not worker.holds_runs)
-    if code is WorkerExit.PREEMPTED and watcher is not None and not _has_neighbours(settings):
-        watcher.acknowledge()
+    if watcher is not None:
+        watcher.close()
+        if code is WorkerExit.PREEMPTED and not _has_neighbours(settings):
+            watcher.acknowledge()
     return code
 
 

@@ -111,13 +111,13 @@ class Departure:
         self._is_asked = True
         if self._is_draining:  # nobody will start this worker again on this machine
             self._give_back(*Stage)
+            self._reporter.now()
             return
         self.is_ending = True
         if all(held.run.stage in _OVER for held in self._runs.held.values()):
             self._code = WorkerExit.FINISHED
             self._loop.call_later(CONFIRMATION_SECONDS, self._confirm)
-            self._reporter.now()
-            self.consider()  # or once the last one is removed
+            self._say_so()  # or once the last one is removed
         else:
             self.let_go()
 
@@ -138,8 +138,7 @@ class Departure:
         self._loop.call_later(
             max(1.0, left - reserve / 5), partial(self._check_out, self._reason, self._code)
         )
-        self._reporter.now()
-        self.consider()
+        self._say_so()
 
     def let_go(self) -> None:
         """Give the runs back, or leave them as they are, as the options say, and leave; also for
@@ -150,6 +149,7 @@ class Departure:
         self._code = WorkerExit.TERMINATED
         if self._settings.pass_down_termination:
             self._give_back(*Stage)
+            self._reporter.now()
             self._loop.call_later(
                 GIVE_BACK_SECONDS, partial(self._check_out, self._reason, self._code)
             )
@@ -217,7 +217,9 @@ class Departure:
 
     def _confirm(self) -> None:
         """The server has not said that it knows the last results."""
-        if any(held.run.stage is not Stage.FINISHED for held in self._runs.held.values()):
+        if not self.is_leaving and any(
+            held.run.stage is not Stage.FINISHED for held in self._runs.held.values()
+        ):
             self.let_go()
 
     def _give_back(self, *stages: Stage) -> None:
@@ -227,7 +229,12 @@ class Departure:
             log.info("giving %d runs back", len(given))
         for held in given:
             self._runs.apply(held, GiveBack())
-        self._reporter.now()
+
+    def _say_so(self) -> None:
+        """Leave, or else tell the server that nothing more is to come here."""
+        self.consider()
+        if not self.is_leaving:
+            self._reporter.now()
 
     def _rest(self) -> None:
         if self._idle_timer is not None:

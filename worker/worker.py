@@ -99,6 +99,7 @@ class Worker:
         self._departure.accepted(self._runs.held)
         self._reporter.now()
         self._loop.run(self.stumbled)
+        self._doorbell.close()
         self._runs.runtime.close()
         return self._departure.exit
 
