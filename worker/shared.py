@@ -73,14 +73,15 @@ def places(bundle: Mapping[str, Any]) -> list[Path]:
 
 def leave(directory: Path, exclude: Sequence[str]) -> Event:
     """Keep the results where they are, without what is not wanted (as `bundles.archive.pack`)."""
-    _remove_excluded(directory, "", exclude)
+    todo = [""] if exclude else []
+    while todo:
+        path = todo.pop()
+        with os.scandir(directory / path) as entries:
+            found = list(entries)
+        for entry in found:
+            inner = f"{path}/{entry.name}" if path else entry.name
+            if any(fnmatch.fnmatchcase(name, p) for p in exclude for name in (entry.name, inner)):
+                remove_tree(Path(entry.path))
+            elif entry.is_dir(follow_symlinks=False):
+                todo.append(inner)
     return Uploaded()
-
-
-def _remove_excluded(root: Path, path: str, exclude: Sequence[str]) -> None:
-    for entry in list(os.scandir(root / path)):
-        inner = f"{path}/{entry.name}" if path else entry.name
-        if any(fnmatch.fnmatchcase(name, p) for p in exclude for name in (entry.name, inner)):
-            remove_tree(Path(entry.path))
-        elif entry.is_dir(follow_symlinks=False):
-            _remove_excluded(root, inner, exclude)

@@ -110,11 +110,14 @@ class DirectoryStore:
 
     def measure(self, location: str) -> int:
         size_bytes = 0
-        for directory, _, names in os.walk(self._root / location):
-            for name in names:
-                with suppress(OSError):
-                    status = os.lstat(os.path.join(directory, name))
-                    size_bytes += status.st_size if stat.S_ISREG(status.st_mode) else 0
+        todo = [os.fspath(self._root / location)]  # a list, since users make trees of any depth
+        while todo:
+            with suppress(OSError), os.scandir(todo.pop()) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        todo.append(entry.path)
+                    elif entry.is_file(follow_symlinks=False):
+                        size_bytes += entry.stat(follow_symlinks=False).st_size
         return size_bytes
 
     def path(self, location: str, path: str) -> Path:
