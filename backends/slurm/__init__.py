@@ -12,7 +12,7 @@ from backends.base import Backend, Context
 
 def options() -> list[click.Option]:
     """What a job of one worker asks of Slurm."""
-    from backends.slurm.options import click_options
+    from backends.slurm.settings import click_options
 
     return click_options()
 
@@ -20,6 +20,6 @@ def options() -> list[click.Option]:
 def create(context: Context, settings: Mapping[str, Any]) -> Backend:
     """The backend, from the values of its options. Raises Invalid."""
     from backends.slurm.backend import Slurm
-    from backends.slurm.options import Options
+    from backends.slurm.settings import Options
 
     return Slurm(context, Options.from_settings(settings))

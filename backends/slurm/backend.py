@@ -39,8 +39,8 @@ from backends.slurm.cluster import Cluster
 from backends.slurm.commands import Commands, LostReply
 from backends.slurm.jobs import Element, Evidence, Mark, gone_job, has_ended, job, parse_id
 from backends.slurm.launches import WORK, Launch, Launches
-from backends.slurm.options import Options
 from backends.slurm.script import preview, script, secrets_text, submission
+from backends.slurm.settings import Options
 
 ENDED_KEPT_SECONDS = 24 * 3600.0
 ENDED_KEPT = 1000

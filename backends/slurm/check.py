@@ -10,7 +10,7 @@ from pathlib import Path
 from backends.base import BackendError, Finding, Invalid, OutOfCapacity, Unauthorized
 from backends.slurm.cluster import Cluster, Configuration
 from backends.slurm.errors import slurm_error
-from backends.slurm.options import Options, time_limit_seconds
+from backends.slurm.settings import Options, time_limit_seconds
 
 PROGRAMS = ("sbatch", "squeue", "scancel", "scontrol")
 TEST_SECONDS = 30.0

@@ -13,7 +13,7 @@ from pathlib import Path
 from backends.base import LaunchRequest
 from backends.shell import keyed_command
 from backends.slurm.jobs import Mark
-from backends.slurm.options import Options, time_limit_seconds
+from backends.slurm.settings import Options, time_limit_seconds
 
 SCRIPT_NAME = "script"
 SECRETS_NAME = "secrets"

@@ -17,7 +17,7 @@ from backends.conformance import Circumstance, Conformance, Harness, leave_word,
 from backends.conformance.stand import Stand
 from backends.slurm.backend import Slurm
 from backends.slurm.commands import Commands
-from backends.slurm.options import Options
+from backends.slurm.settings import Options
 
 pytestmark = pytest.mark.engine("slurm")
 
