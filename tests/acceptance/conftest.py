@@ -4,7 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from scripted_server import ScriptedServer
 from serving import Server
+from worker_process import Gate, WorkerProcess
 
 
 @pytest.fixture
@@ -17,3 +19,23 @@ def server(tmp_path: Path) -> Iterator[Server]:
     finally:
         if running.running:
             assert running.stop() == 0
+
+
+@pytest.fixture
+def script() -> Iterator[ScriptedServer]:
+    """A server that says to a worker what a test wants."""
+    with ScriptedServer() as script:
+        yield script
+
+
+@pytest.fixture
+def worker(tmp_path: Path, script: ScriptedServer) -> Iterator[WorkerProcess]:
+    """A worker of that server, not yet started."""
+    worker = WorkerProcess(tmp_path, script.url)
+    yield worker
+    worker.close()
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Gate:
+    return Gate(tmp_path / "gate")

@@ -5,36 +5,15 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import signal
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from metadata_services import AzureVm, ComputeEngine, Ec2
 from scripted_server import ScriptedServer
-from test_worker import Gate
-from worker_process import WorkerProcess
+from worker_process import Gate, WorkerProcess
 
 from bundles.exits import WorkerExit
 
 OFTEN = ("--preemption-check-seconds", "0.1")
-
-
-@pytest.fixture
-def script() -> Iterator[ScriptedServer]:
-    with ScriptedServer() as script:
-        yield script
-
-
-@pytest.fixture
-def worker(tmp_path: Path, script: ScriptedServer) -> Iterator[WorkerProcess]:
-    worker = WorkerProcess(tmp_path, script.url)
-    yield worker
-    worker.close()
-
-
-@pytest.fixture
-def gate(tmp_path: Path) -> Gate:
-    return Gate(tmp_path / "gate")
 
 
 def test_what_ends_in_time_is_uploaded_and_the_rest_is_given_back(

@@ -8,31 +8,18 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 from scripted_server import Content, Fault, ScriptedServer, tar_gz
-from worker_process import WorkerProcess
+from worker_process import Gate, WorkerProcess
 
 from bundles.exits import WorkerExit
 from bundles.model import new_uuid
 
 PATIENCE_SECONDS = 30.0
-
-
-@pytest.fixture
-def script() -> Iterator[ScriptedServer]:
-    with ScriptedServer() as script:
-        yield script
-
-
-@pytest.fixture
-def worker(tmp_path: Path, script: ScriptedServer) -> Iterator[WorkerProcess]:
-    worker = WorkerProcess(tmp_path, script.url)
-    yield worker
-    worker.close()
 
 
 def eventually(condition: Callable[[], object], what: str = "") -> None:
@@ -42,23 +29,6 @@ def eventually(condition: Callable[[], object], what: str = "") -> None:
     while not condition():
         assert time.monotonic() < deadline, f"this does not happen: {what}"
         pause.wait(0.02)
-
-
-class Gate:
-    """A fifo: a command that does `read line < FIFO` stays there until ``open``."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        os.mkfifo(path)
-
-    def open(self) -> None:
-        with self.path.open("w") as fifo:
-            fifo.write("go\n")
-
-
-@pytest.fixture
-def gate(tmp_path: Path) -> Gate:
-    return Gate(tmp_path / "gate")
 
 
 def test_a_run_is_reported_uploaded_and_forgotten(

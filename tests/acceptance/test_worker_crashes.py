@@ -26,19 +26,6 @@ from bundles.model import new_uuid
 PATIENCE_SECONDS = 30.0
 
 
-@pytest.fixture
-def script() -> Iterator[ScriptedServer]:
-    with ScriptedServer() as script:
-        yield script
-
-
-@pytest.fixture
-def worker(tmp_path: Path, script: ScriptedServer) -> Iterator[WorkerProcess]:
-    worker = WorkerProcess(tmp_path, script.url)
-    yield worker
-    worker.close()
-
-
 def eventually(condition: Callable[[], object], what: str = "") -> None:
     deadline = time.monotonic() + PATIENCE_SECONDS
     pause = threading.Event()

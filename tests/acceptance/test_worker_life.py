@@ -3,31 +3,15 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import orjson
-import pytest
 from scripted_server import ScriptedServer
-from test_worker import Gate
-from worker_process import WorkerProcess
+from worker_process import Gate, WorkerProcess
 
 from bundles.exits import WorkerExit
 
 HOUR = 3600.0
-
-
-@pytest.fixture
-def script() -> Iterator[ScriptedServer]:
-    with ScriptedServer() as script:
-        yield script
-
-
-@pytest.fixture
-def worker(tmp_path: Path, script: ScriptedServer) -> Iterator[WorkerProcess]:
-    worker = WorkerProcess(tmp_path, script.url)
-    yield worker
-    worker.close()
 
 
 def test_a_clock_that_is_a_little_off_is_a_warning(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from serving import COMMAND_SECONDS, Server
-from test_worker import Gate
+from worker_process import Gate
 
 from bundles.exits import WorkerExit
 

@@ -16,6 +16,18 @@ EXIT_SECONDS = 30.0
 OWN_FILES = ("lock", "clock", "taken")
 
 
+class Gate:
+    """A fifo: a command that does `read line < FIFO` stays there until ``open``."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        os.mkfifo(path)
+
+    def open(self) -> None:
+        with self.path.open("w") as fifo:
+            fifo.write("go\n")
+
+
 class WorkerProcess:
     """Starts, kills and starts again one worker. ``close`` leaves no process of it behind."""
 
