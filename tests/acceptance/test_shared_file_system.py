@@ -43,10 +43,11 @@ def store_of(server: Server, uuid: str) -> list[Path]:
     return list((server.home.path / "contents" / uuid[2:4]).glob(f"{uuid}-*"))
 
 
+@pytest.mark.parametrize("sandbox", ["auto", "none"])
 def test_contents_are_used_and_written_where_they_lie(
-    server: Server, client: Client, worker: WorkerProcess, tmp_path: Path
+    server: Server, client: Client, worker: WorkerProcess, tmp_path: Path, sandbox: str
 ) -> None:
-    worker.start("--shared-file-system")
+    worker.start("--shared-file-system", "--sandbox", sandbox)
     (tmp_path / "data" / "sub").mkdir(parents=True)
     (tmp_path / "data" / "sub" / "x").write_text("from afar\n")
     data = server.output("upload", str(tmp_path / "data")).strip()
