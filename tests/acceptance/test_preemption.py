@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import signal
+from pathlib import Path
 
 import pytest
+from managing import eventually
 from metadata_services import AzureVm, ComputeEngine, Ec2
 from scripted_server import ScriptedServer
+from serving import Server
 from worker_process import Gate, WorkerProcess
 
 from bundles.exits import WorkerExit
@@ -132,3 +135,33 @@ def test_a_metadata_service_that_is_not_there_holds_nothing_up(
     worker.start("--preemption", "gcp", env={"GCE_METADATA_HOST": "127.0.0.1:9"})
     script.until_over(script.run("true"))
     assert worker.stop() == WorkerExit.FINISHED
+
+
+def test_bundles_of_a_machine_that_is_taken_away_end_on_another(
+    server: Server, tmp_path: Path
+) -> None:
+    """With the embedded server: what was given back runs anew, and each bundle ends once."""
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    gate = Gate(tmp_path / "gate")
+    uuids = []
+    for mark in (marks / "one", marks / "two"):
+        command = f"echo run >> {mark}; test $(wc -l < {mark}) = 2 || read line < {gate.path}"
+        uuids.append(server.output("run", command).strip())
+    with contextlib.closing(Ec2()) as ec2, contextlib.ExitStack() as workers:
+        first = WorkerProcess(tmp_path / "first", server.url, worker_id="first")
+        second = WorkerProcess(tmp_path / "second", server.url, worker_id="second")
+        for worker in (first, second):
+            worker.directory.mkdir()
+            worker.env = dict(server.env)
+            workers.callback(worker.close)
+        endpoint = {"AWS_EC2_METADATA_SERVICE_ENDPOINT": f"http://{ec2.host}"}
+        first.start("--cpus", "2", *OFTEN, env=endpoint)
+        eventually(lambda: len(list(marks.iterdir())) == 2)
+        ec2.interrupt(2.0)
+        second.start("--cpus", "2")
+        assert first.wait() == WorkerExit.PREEMPTED
+        server.output("wait", *uuids)
+        assert first.strays() == []
+        assert second.stop() == WorkerExit.FINISHED
+    assert [path.read_text() for path in marks.iterdir()] == ["run\nrun\n"] * 2
