@@ -93,6 +93,9 @@ class _Container:
     is_killed_by_others: bool = False
     has_ended: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
+    looking: threading.Lock = field(default_factory=threading.Lock)
+    is_told: bool = False
+    """Its end was said, so that its name may be another's by now: that of the run's next start."""
     usage: Usage = field(default_factory=Usage)
     cpu_seconds: float = 0.0
     sampled: float = 0.0
@@ -262,14 +265,17 @@ class DockerRuntime:
             "host_config": self._host_config(job),
             "network_disabled": not job.network,
         }
-        try:
-            self._engine.create_container(**arguments)
-        except APIError as error:
-            if error.status_code != 409:
-                raise
-            # Left by a start that was cut off, of this very run: nothing else has its name.
+        deadline = time.monotonic() + ENGINE_PATIENCE_SECONDS
+        for _ in self._tries():
+            try:
+                self._engine.create_container(**arguments)
+                return
+            except APIError as error:
+                if error.status_code != 409 or time.monotonic() > deadline:
+                    raise
+            # Left by a start that was cut off, of this very run: nothing else has its name. Its
+            # removal may be under way, of which nobody tells the end.
             self._remove(container.name)
-            self._engine.create_container(**arguments)
 
     def _start(self, container: _Container) -> None:
         try:
@@ -443,14 +449,14 @@ class DockerRuntime:
         """In a thread: find out what became of a container, however long the engine is away."""
         for _ in self._tries():
             try:
-                self._look(container)
+                with container.looking:
+                    if not container.is_told:
+                        self._look(container)
                 return
             except (DockerException, *Unanswered) as error:
                 log.debug("what became of %s: %s", container.name, error)
 
     def _look(self, container: _Container) -> None:
-        if container.has_ended:
-            return
         try:
             state = self._engine.inspect_container(container.name)["State"]
         except NotFound:
@@ -490,6 +496,8 @@ class DockerRuntime:
         return any(_ends_it(event.get("Actor", {}).get("Attributes", {})) for event in events)
 
     def _tell(self, container: _Container, end: End) -> None:
+        container.is_told = True
+
         def tell() -> None:
             if container.has_ended or self._containers.get(container.job.key) is not container:
                 return
