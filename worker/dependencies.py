@@ -43,7 +43,7 @@ from bundles.errors import (
 )
 from bundles.sizes import format_size
 from worker.backoff import Backoff
-from worker.locks import SILENCE_SECONDS, GaveUp, Lock, Locks
+from worker.locks import SILENCE_SECONDS, GaveUp, Lock, Locks, is_free
 from worker.loop import Loop, Outcome, Pool
 from worker.records import dependency_keys
 from worker.runtimes.proc import boot_id
@@ -63,6 +63,8 @@ THREADS = 8
 BOOTS = 32
 """How many starts of machines an entry remembers that found it whole."""
 NETWORK_FILE_SYSTEMS = ("nfs", "lustre", "ceph", "beegfs", "gpfs", "cifs", "smb", "afs", "fuse.")
+ABANDONED_SECONDS = 7 * 24 * 3600.0
+"""How long the runs of a worker that has ended keep what they depend on: it may come back."""
 SETTLING_SECONDS = 90.0
 """On a network file system: how long after its last use something counts as in use, since what
 other machines wrote may be hidden that long (acdirmax is 60 s)."""
@@ -353,6 +355,8 @@ class Cache:
         names: set[str] = set()
         for record in self._workers.glob("*/runs/*/run.json"):
             with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+                if _is_abandoned(record):
+                    continue
                 bundle = orjson.loads(record.read_bytes())["bundle"]
                 names.update(entry_name(key) for key in dependency_keys(bundle))
         return names
@@ -380,6 +384,15 @@ def _receive_file(chunks: Iterator[bytes], content: Path, download: Download) ->
         raise CutOff(f"it has {size_bytes} bytes instead of {download.size_bytes}")
     if download.sha256 not in (None, digest.digest()):
         raise CutOff("it was damaged on the way: its SHA-256 is not the server's")
+
+
+def _is_abandoned(record: Path) -> bool:
+    """Whether a run's worker has ended, and was not started again for days: its machine may be
+    gone, and the run with it."""
+    if time.time() - record.stat().st_mtime < ABANDONED_SECONDS:
+        return False
+    lock = record.parents[2] / "lock"
+    return not lock.exists() or is_free(lock)
 
 
 def _is_remote(directory: Path) -> bool:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import hashlib
 import json
 import os
@@ -162,6 +163,38 @@ def test_when_everything_is_in_use_more_than_the_quota_is_kept(
     hold(tmp_path, *keys)
     fetch(cache, loop, *keys)
     assert sorted(cache.held_keys()) == keys
+
+
+def test_what_only_a_worker_needs_that_ended_long_ago_may_go(
+    tmp_path: Path, client: Client, loop: Loop
+) -> None:
+    cache, key = new_cache(tmp_path, client, loop), (uuid_of(1), "")
+    fetch(cache, loop, key)
+    hold(tmp_path, key)
+    [record] = (tmp_path / "workers").rglob("run.json")
+    cache.make_room(0)
+    assert cache.held_keys() == [key]
+    os.utime(record, (1000.0, 1000.0))
+    with (tmp_path / "workers" / "other" / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        cache.make_room(0)
+        assert cache.held_keys() == [key]
+    cache.make_room(0)
+    assert cache.held_keys() == []
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"uuid":', b"[]", b"{}"])
+def test_an_entry_whose_description_is_torn_is_fetched_again(
+    tmp_path: Path, shelf: Shelf, client: Client, loop: Loop, torn: bytes
+) -> None:
+    cache, key = new_cache(tmp_path, client, loop), (uuid_of(1), "")
+    fetch(cache, loop, key)
+    (cache.contents / entry_name(key) / "about.json").write_bytes(torn)
+    (result,) = fetch(new_cache(tmp_path, client, loop), loop, key)
+    assert isinstance(result, Path)
+    assert result.read_bytes() == bytes(1000)
+    assert len(shelf.asked) == 2
+    assert partials(cache) == []
 
 
 def test_use_makes_an_entry_young_again(tmp_path: Path, client: Client, loop: Loop) -> None:
