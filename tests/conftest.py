@@ -39,6 +39,13 @@ def find_slurm() -> Path | None:
     return Path(found[0]) if all(found) and found[0] and os.geteuid() == 0 else None
 
 
+def find_azure_description() -> Path | None:
+    """The published description of Azure Batch that tests/engines/install fetched."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    file = Path(cache) / "worker-manager" / "azure-description" / "batch-BatchService.json"
+    return file if file.exists() else None
+
+
 def find_codalab() -> Path | None:
     """The Python of the environment into which tests/engines/install put CodaLab."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -52,12 +59,20 @@ def find_bubblewrap() -> Path | None:
     return Path(found) if found else None
 
 
+def find_podman() -> Path | None:
+    """`podman`, whose service the tests start with Docker's client to drive it: as root only."""
+    found = shutil.which("podman")
+    return Path(found) if found and shutil.which("docker") and os.geteuid() == 0 else None
+
+
 ENGINES: dict[str, Callable[[], object]] = {
     "postgresql": find_postgresql,
     "docker": find_docker,
     "docker-registry": find_registry,
+    "podman": find_podman,
     "bubblewrap": find_bubblewrap,
     "slurm": find_slurm,
+    "azure-description": find_azure_description,
     "codalab": find_codalab,
 }
 
@@ -79,6 +94,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if os.environ.get("REQUIRE_ENGINES"):
                 raise pytest.UsageError(f"{item.nodeid} needs {name}, which is not installed")
             item.add_marker(pytest.mark.skip(reason=f"needs {name}: run `make engines`"))
+
+
+@pytest.fixture(scope="session")
+def azure_description() -> Path:
+    """An OpenAPI document."""
+    file = find_azure_description()
+    assert file is not None
+    return file
 
 
 @pytest.fixture(scope="session")

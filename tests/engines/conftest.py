@@ -8,6 +8,7 @@ from codalab_server import CodalabServer
 from codalab_user import CodalabUser
 from containers import Containers
 from docker_engine import DockerEngine, Registry
+from podman_engine import PodmanEngine
 from postgresql_engine import PostgreSQL
 from serving import Server
 from slurm_cluster import SlurmCluster
@@ -36,6 +37,18 @@ def worker_image(
     image = WorkerImage(docker_engine)
     image.build(tmp_path_factory.mktemp("worker-image"))
     return image
+
+
+@pytest.fixture(scope="session")
+def podman_engine() -> Iterator[PodmanEngine]:
+    """podman's service of our own, with one image."""
+    engine = PodmanEngine()
+    try:
+        engine.start()
+        engine.import_base()
+        yield engine
+    finally:
+        engine.stop()
 
 
 @pytest.fixture(scope="session")
@@ -101,17 +114,24 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 
 @pytest.fixture
-def containers(tmp_path: Path, server: Server, docker_engine: DockerEngine) -> Iterator[Containers]:
-    """Bundles of our server in containers of the engine that all tests share."""
-    stand = Containers(tmp_path, server, docker_engine)
+def engine(request: pytest.FixtureRequest) -> DockerEngine:
+    """The engine that all tests share: docker, or the one of the fixture that is asked for."""
+    found: DockerEngine = request.getfixturevalue(getattr(request, "param", "docker_engine"))
+    return found
+
+
+@pytest.fixture
+def containers(tmp_path: Path, server: Server, engine: DockerEngine) -> Iterator[Containers]:
+    """Bundles of our server in containers of the engine."""
+    stand = Containers(tmp_path, server, engine)
     try:
         yield stand
     finally:
         stand.close()
-        names = docker_engine.command("ps", "--all", "--quiet").split()
+        names = engine.command("ps", "--all", "--quiet").split()
         if names:
-            docker_engine.command("rm", "--force", *names)
-        docker_engine.command("network", "prune", "--force")
+            engine.command("rm", "--force", *names)
+        engine.command("network", "prune", "--force")
 
 
 @pytest.fixture(scope="session")

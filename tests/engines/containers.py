@@ -61,7 +61,7 @@ class Containers:
         return self.workers[worker_id]
 
     def start(self, *options: str, worker_id: str = "w1") -> WorkerProcess:
-        return self.worker(worker_id).start("--runtime", "docker", *options)
+        return self.worker(worker_id).start("--runtime", self.engine.runtime, *options)
 
     def run(
         self,

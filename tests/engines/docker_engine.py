@@ -26,8 +26,8 @@ IMAGE = "localhost/base:1"
 """No registry listens on localhost: a pull fails at once, and the local image is taken."""
 
 TOOLS = (
-    *("bash", "cat", "chmod", "env", "head", "ln", "ls", "mkdir", "mkfifo", "rm", "sleep", "true"),
-    *("truncate", "wc"),
+    *("bash", "cat", "chmod", "env", "head", "ln", "ls", "mkdir", "mkfifo", "perl", "rm", "sleep"),
+    *("true", "truncate", "wc"),
 )
 
 
@@ -81,26 +81,21 @@ class Registry:
 
 
 class DockerEngine:
-    """`dockerd`, from ``start`` to ``stop``. ``env`` makes every Docker client find it."""
+    """`dockerd`, from ``start`` to ``stop``. ``env`` makes our workers find it, with their
+    ``runtime``; ``client_env`` makes every Docker client find it."""
+
+    runtime = "docker"
 
     def __init__(self) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="engine-"))  # a socket's path must be short
         self.socket = self.directory / "docker.sock"
-        self.env = {"DOCKER_HOST": f"unix://{self.socket}"}
+        self.env = self.client_env = {"DOCKER_HOST": f"unix://{self.socket}"}
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         with (self.directory / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [
-                    *("dockerd", "--host", f"unix://{self.socket}"),
-                    *("--data-root", str(self.directory / "data")),
-                    *("--exec-root", str(self.directory / "exec")),
-                    *("--pidfile", str(self.directory / "pid")),
-                    *("--bridge", "none", "--iptables=false", "--ip-forward=false"),
-                    *("--default-address-pool", "base=10.213.0.0/16,size=24"),
-                    *("--shutdown-timeout", "5"),
-                ],
+                self._command_line(),
                 # Nothing is pulled from anywhere: what asks for that is told at once.
                 env=os.environ | {"HTTPS_PROXY": "http://127.0.0.1:9", "NO_PROXY": "localhost"},
                 stdin=subprocess.DEVNULL,
@@ -109,9 +104,20 @@ class DockerEngine:
             )
         deadline = time.monotonic() + START_SECONDS
         while not self._answers():
-            assert self._process.poll() is None, f"dockerd ended: {self.log()[-2000:]}"
-            assert time.monotonic() < deadline, f"dockerd does not answer: {self.log()[-2000:]}"
+            assert self._process.poll() is None, f"it ended: {self.log()[-2000:]}"
+            assert time.monotonic() < deadline, f"it does not answer: {self.log()[-2000:]}"
             time.sleep(0.05)
+
+    def _command_line(self) -> list[str]:
+        return [
+            *("dockerd", "--host", f"unix://{self.socket}"),
+            *("--data-root", str(self.directory / "data")),
+            *("--exec-root", str(self.directory / "exec")),
+            *("--pidfile", str(self.directory / "pid")),
+            *("--bridge", "none", "--iptables=false", "--ip-forward=false"),
+            *("--default-address-pool", "base=10.213.0.0/16,size=24"),
+            *("--shutdown-timeout", "5"),
+        ]
 
     def _answers(self) -> bool:
         with socket.socket(socket.AF_UNIX) as connection:
@@ -130,7 +136,7 @@ class DockerEngine:
         """`docker ARGUMENTS…`; returns what it printed."""
         done = subprocess.run(
             ["docker", *arguments],
-            env=os.environ | self.env,
+            env=os.environ | self.client_env,
             input=content,
             capture_output=True,
             timeout=60,
@@ -174,7 +180,10 @@ class DockerEngine:
         """End it with its containers, and leave nothing of it."""
         if self._process is not None:
             if self._process.poll() is None and (left := self.command("ps", "-aq").split()):
-                self.command("rm", "--force", *left)
+                with contextlib.suppress(AssertionError):  # a removal that is under way
+                    self.command("rm", "--force", *left)
+            if self._process.poll() is None:
+                self.command("network", "prune", "--force")  # else its bridges outlive it
             self._process.terminate()
             try:
                 self._process.wait(timeout=STOP_SECONDS)

@@ -1,10 +1,11 @@
-"""Bundles in containers of a real engine, as their users see them."""
+"""Bundles in containers of real engines, as their users see them."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+import httpx
 import pytest
 from containers import Containers, eventually, touch
 from docker_engine import IMAGE
@@ -12,6 +13,14 @@ from docker_engine import IMAGE
 from bundles.exits import WorkerExit
 
 pytestmark = pytest.mark.engine("docker")
+
+
+on_both = pytest.mark.parametrize(
+    "engine",
+    ["docker_engine", pytest.param("podman_engine", marks=pytest.mark.engine("podman"))],
+    ids=["docker", "podman"],
+    indirect=True,
+)
 
 WAIT = "touch_here() { : > here; }; touch_here; while [ ! -e go ]; do sleep 0.05; done"
 
@@ -31,6 +40,7 @@ def upload(containers: Containers, name: str, content: str) -> str:
     return containers.server.output("upload", str(path)).strip()
 
 
+@on_both
 def test_a_run_reads_its_dependency_and_its_results_come_back(
     containers: Containers, tmp_path: Path
 ) -> None:
@@ -42,7 +52,7 @@ def test_a_run_reads_its_dependency_and_its_results_come_back(
         dependencies=[("in", data), ("deep/er/in", data), ("a:b", data)],
     )
     bundle = containers.end(run)
-    assert bundle.state == "ready", bundle.metadata
+    assert bundle.state == "ready", bundle.metadata["failure_message"]
     said = containers.read(run).splitlines()
     assert said[:2] == ["of the parent", f"/{run}"]
     assert {f"HOME=/{run}", "CODALAB=true"} <= set(said)
@@ -70,6 +80,7 @@ def test_contents_can_be_mounted_at_the_top_and_are_read_only(containers: Contai
     containers.leave()
 
 
+@on_both
 def test_the_exit_code_and_a_signal_are_reported(containers: Containers) -> None:
     containers.start()
     failing = containers.run("exit 7")
@@ -107,6 +118,7 @@ def test_a_run_is_confined(containers: Containers) -> None:
     containers.leave()
 
 
+@on_both
 def test_a_killed_run_is_killed_though_it_ignores_the_request(containers: Containers) -> None:
     containers.start()
     run = containers.run("trap '' TERM INT; " + WAIT)
@@ -169,20 +181,60 @@ def test_what_a_running_run_uses_is_reported(containers: Containers) -> None:
     containers.leave()
 
 
+LISTEN = (
+    'perl -e \'socket(S, 2, 1, 6); bind(S, pack("S n a4 x8", 2, 4711, "\\0\\0\\0\\0")); '
+    'listen(S, 5); open(H, ">here"); close H; accept(C, S); sysread(C, $b, 99); '
+    "syswrite(C, uc $b);'"
+)
+
+
+def say(containers: Containers, run: str, message: str) -> str:
+    """`netcat` to where ``LISTEN`` listens, as a user does it: over our server."""
+    token = (containers.server.home.path / "token").read_text().strip()
+    answer = httpx.put(
+        f"{containers.server.url}/rest/bundles/{run}/netcat/4711/",
+        json={"message": message},
+        headers={"Authorization": f"Bearer {token}"},
+        timeout=60,
+    )
+    return answer.text
+
+
+@on_both
 def test_without_network_there_is_none_and_with_it_there_is_one(containers: Containers) -> None:
     port = containers.server.url.rpartition(":")[2]
     reach = f"(exec 3<>/dev/tcp/$gate/{port}) 2>/dev/null && echo reached || echo alone"
     interfaces = 'while read -r name rest; do echo "$name"; done < /proc/net/dev'
+    routes = 'while read -r name rest; do echo "route $name"; done < /proc/net/route'
+    names = "(exec 3<>/dev/tcp/localhost.localdomain/80) 2>&1"
     containers.start()
-    without = containers.run(f"{interfaces}; gate=127.0.0.1; {reach}", request_network=False)
+    without = containers.run(
+        f"{interfaces}; {routes}; {names}; gate=127.0.0.1; {reach}", request_network=False
+    )
     assert containers.end(without).state == "ready"
     said = containers.read(without)
     assert "lo:" in said
     assert "eth" not in said
+    assert [line for line in said.splitlines() if line.startswith("route")] == ["route Iface"]
+    assert "Name or service not known" in said or "failure in name resolution" in said
     assert said.endswith("alone\n")
-    with_network = containers.run(interfaces)
+    with_network = containers.run(f"{interfaces}; {routes}")
     assert containers.end(with_network).state == "ready"
     assert "eth0:" in containers.read(with_network)
+    assert "route eth0" in containers.read(with_network)
+    containers.leave()
+
+
+@on_both
+@pytest.mark.parametrize("network", [True, False])
+def test_a_port_of_a_run_can_be_talked_to_whether_it_has_a_network_or_not(
+    containers: Containers, network: bool
+) -> None:
+    containers.start()
+    run = containers.run(LISTEN, request_network=network)
+    until_here(containers, run)
+    assert say(containers, run, "hello\n") == "HELLO\n"
+    assert containers.end(run).state == "ready"
     containers.leave()
 
 
@@ -209,7 +261,7 @@ def test_a_run_reaches_no_token_no_engine_and_no_other_bundle(containers: Contai
         + "; env; ls ..; ls /proc; true"
     )
     bundle = containers.end(run)
-    assert bundle.state == "ready", bundle.metadata
+    assert bundle.state == "ready", bundle.metadata["failure_message"]
     said = containers.read(run)
     assert "REACHED" not in said
     assert token.read_text().strip() not in said
@@ -220,6 +272,7 @@ def test_a_run_reaches_no_token_no_engine_and_no_other_bundle(containers: Contai
     containers.leave()
 
 
+@on_both
 def test_a_missing_image_is_one_clear_sentence(containers: Containers) -> None:
     containers.start()
     run = containers.run("true", image="localhost/no-such-image:9")
@@ -274,7 +327,7 @@ def test_two_workers_share_an_engine_and_remove_nothing_of_each_other(
     assert containers.workers["w1"].stop() == 0
     names = containers.left()
     assert [name for name in names if second in name]
-    assert len(names) == 4  # a container and three networks
+    assert len(names) == 2  # a container and a network
     containers.start("--tag", "one", "--tag-exclusive", worker_id="w1")
     third = containers.run("true", request_queue="one")
     assert containers.end(third).state == "ready"
@@ -304,6 +357,7 @@ def test_leftovers_of_this_worker_go_at_its_start_and_others_stay(containers: Co
     assert sorted(containers.left()) == ["elsewhere", "theirs"]
 
 
+@on_both
 def test_a_worker_that_gives_its_runs_back_leaves_nothing(containers: Containers) -> None:
     containers.start("--pass-down-termination")
     run = containers.run(WAIT)
@@ -323,19 +377,16 @@ def test_with_no_engine_the_worker_says_so(containers: Containers) -> None:
     assert "no docker engine answers at" in said[0]
 
 
-def test_what_the_engine_knows_of_a_run_is_removed_with_its_networks(
+def test_what_the_engine_knows_of_a_run_is_removed_with_its_network(
     containers: Containers,
 ) -> None:
     containers.start()
     run = containers.run(WAIT)
     until_here(containers, run)
-    networks = json.loads(
-        containers.engine.command(
-            "network", "inspect", *[n for n in containers.left() if "codalab_worker_network" in n]
-        )
-    )
-    assert sorted(n["Name"].rpartition("_")[2] for n in networks) == ["ext", "general", "int"]
-    assert {n["Labels"]["worker-manager.worker"] for n in networks} == {"w1"}
+    (name,) = [name for name in containers.left() if "codalab_worker_network" in name]
+    (network,) = json.loads(containers.engine.command("network", "inspect", name))
+    assert name.endswith("_ext")
+    assert network["Labels"]["worker-manager.worker"] == "w1"
     go(containers, run)
     assert containers.end(run).state == "ready"
     containers.leave()

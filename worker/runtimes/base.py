@@ -77,6 +77,14 @@ class End:
     is_out_of_memory: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where ports are. ``pid``: of a process in whose network ``host`` is, if not in ours."""
+
+    host: str
+    pid: int | None = None
+
+
 Prepared = Callable[[CannotStart | None], None]
 """Called in the loop, once, when all is there that a run needs besides its dependencies."""
 
@@ -129,7 +137,7 @@ class Runtime(Protocol):
     def end_all(self, key: str, place: Path) -> None:
         """End whatever is left of a run, daemons included, and wait until it is gone."""
 
-    def address(self, key: str) -> str:
+    def address(self, key: str) -> Address:
         """Where a run's ports are. May take seconds: for threads. Raises OSError if nowhere."""
 
     def sweep(self, keys: Collection[str]) -> None:

@@ -28,7 +28,9 @@ from worker.backoff import Backoff
 from worker.images import Image, ImageFailed, Images
 from worker.limits import Usage
 from worker.loop import Loop, Outcome, Pool
+from worker.runtimes import proc
 from worker.runtimes.base import (
+    Address,
     Attachment,
     CannotStart,
     End,
@@ -39,8 +41,8 @@ from worker.runtimes.base import (
     Prepared,
     mount_name,
 )
-from worker.runtimes.engine import Engine, Unanswered, explain, explain_start
-from worker.runtimes.networks import Networks
+from worker.runtimes.engine import SILENCE_SECONDS, Engine, Unanswered, explain, explain_start
+from worker.runtimes.network import Network
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +54,7 @@ DEFAULT_CPU_IMAGE = "codalab/default-cpu:latest"
 DEFAULT_GPU_IMAGE = "codalab/default-gpu:latest"
 """What CodaLab runs bundles in that name no image."""
 
+UUID = "CODALAB_BUNDLE_UUID"
 PIDS = 4096
 """Processes and threads of one run: enough for any program, too few for a fork bomb."""
 SHELL = "/bin/sh"
@@ -128,7 +131,7 @@ class DockerRuntime:
         self._labels = {WORKER_LABEL: worker_id, DIRECTORY_LABEL: str(owner)}
         self._mark = hashlib.sha256(f"{worker_id}\0{owner}".encode()).hexdigest()[:8]
         self._shared_memory_bytes = shared_memory_bytes
-        self._networks = Networks(engine, f"{network_prefix}_{self._mark}", self._labels)
+        self._network = Network(engine, f"{network_prefix}_{self._mark}_ext", self._labels)
         self._images = Images(
             engine.another(),
             loop,
@@ -228,12 +231,38 @@ class DockerRuntime:
         if not goes:
             self._remove(container.name)
             return Gone.HELD_BACK
+        self._runs(container)
+        return None
+
+    def _runs(self, container: _Container) -> None:
+        """It was seen to run: see to its end."""
         with container.lock:
+            is_new = not container.has_run
             container.has_run = True
             stop = container.stop
+        if is_new and self._engine.is_podman:
+            waiting = partial(self._await, container)
+            threading.Thread(target=waiting, name="wait", daemon=True).start()
         if stop is not None:
             self._kill(container, force=stop)
-        return None
+
+    def _await(self, container: _Container) -> None:
+        """In a thread of its own: podman's events do not tell every end."""
+        engine = self._engine.another()
+        for _ in self._tries():
+            if container.has_ended:
+                break
+            try:
+                code = int(engine.wait(container.name, timeout=int(SILENCE_SECONDS))["StatusCode"])
+            except NotFound:
+                self._settle(container)
+                break
+            except (DockerException, *Unanswered, KeyError) as error:
+                log.debug("waiting for %s: %s", container.name, error)
+                continue
+            self._judge(container, code)
+            break
+        engine.close()
 
     def _without_image(self, container: _Container, error: APIError) -> Failed | Gone:
         assert container.image is not None
@@ -284,7 +313,7 @@ class DockerRuntime:
             if "network" not in explain(error) or not container.job.network:
                 raise
             # Networks without containers are what `docker network prune` removes.
-            self._networks.lose()
+            self._network.lose()
             self._remove(container.name)
             self._create(container)
             self._engine.start(container.name)
@@ -299,7 +328,7 @@ class DockerRuntime:
         environment = {
             "HOME": f"/{job.uuid}",
             "CODALAB": "true",
-            "CODALAB_BUNDLE_UUID": job.uuid,
+            UUID: job.uuid,
             # Where the engine gives all GPUs to everybody, one who asked for none has none.
             "NVIDIA_VISIBLE_DEVICES": ",".join(job.gpus) if job.gpus else "void",
         }
@@ -324,7 +353,7 @@ class DockerRuntime:
             "shm_size": self._shared_memory_bytes,
             # stdout and stderr are files of the run; the engine is to keep no second copy.
             "log_config": LogConfig(type="none"),
-            "network_mode": self._networks.external() if job.network else "none",
+            "network_mode": self._network.name() if job.network else "none",
         }
         if job.memory_bytes:
             options |= {"mem_limit": job.memory_bytes, "memswap_limit": job.memory_bytes}
@@ -335,9 +364,12 @@ class DockerRuntime:
                 DeviceRequest(device_ids=list(job.gpus), capabilities=[["gpu"]])
             ]
         if self._engine.is_podman:
-            # It would raise limits to its own defaults, which it may not be allowed to.
+            # It would raise these to defaults of its own, which it may not be allowed to.
             soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-            options["ulimits"] = [Ulimit(name="nofile", soft=soft, hard=hard)]
+            options["ulimits"] = [
+                Ulimit(name="nofile", soft=soft, hard=hard),
+                Ulimit(name="nproc", soft=PIDS, hard=PIDS),
+            ]
         return self._engine.create_host_config(**options)
 
     # The end
@@ -468,11 +500,7 @@ class DockerRuntime:
             self._remove(container.name)
             self._tell(container, End(Gone.HELD_BACK))
         elif state.get("Running") or status in ("running", "paused", "restarting"):
-            with container.lock:
-                container.has_run = True
-                stop = container.stop
-            if stop is not None:
-                self._kill(container, force=stop)
+            self._runs(container)
         else:
             code = int(state.get("ExitCode", UNKNOWN_EXIT))
             if code == 0 and not (container.job.directory / "stdout").exists():
@@ -606,19 +634,23 @@ class DockerRuntime:
 
     # Around it
 
-    def address(self, key: str) -> str:
+    def address(self, key: str) -> Address:
         container = self._containers.get(key)
-        if container is None:
+        if container is None or container.has_ended:
             raise OSError("it does not run")
-        if not container.job.network:
-            raise OSError("it has no network")
         try:
-            settings = self._engine.inspect_container(container.name)["NetworkSettings"]
-        except DockerException as error:
+            found = self._engine.inspect_container(container.name)
+        except (DockerException, *Unanswered) as error:
             raise OSError(str(error)) from error
-        for network in (settings.get("Networks") or {}).values():
+        if not container.job.network:
+            pid = int(found["State"].get("Pid") or 0)
+            # The engine may be another machine's, or its processes may have other numbers here.
+            if not pid or not proc.has_variable(pid, f"{UUID}={container.job.uuid}".encode()):
+                raise OSError("it has no network, and is out of this worker's sight")
+            return Address("127.0.0.1", pid)
+        for network in (found["NetworkSettings"].get("Networks") or {}).values():
             if network.get("IPAddress"):
-                return str(network["IPAddress"])
+                return Address(str(network["IPAddress"]))
         raise OSError("it has no address")
 
     def sweep(self, keys: Collection[str]) -> None:
@@ -657,7 +689,7 @@ class DockerRuntime:
         if not self._containers and not self._asked:
             try:
                 self._sweep(())
-                self._networks.remove()
+                self._network.remove()
             except (DockerException, *Unanswered) as error:
                 log.warning("something of this worker stays in the engine: %s", error)
         self._engine.close()

@@ -69,7 +69,7 @@ def find_engine(kind: str) -> Engine:
         engine._made_with = place
         options = [str(option) for option in about.get("SecurityOptions") or ()]
         engine.is_rootless = any("rootless" in option for option in options)
-        engine.is_podman = kind == "podman" or "buildahVersion" in about
+        engine.is_podman = kind == "podman" or "BuildahVersion" in about
         return engine
     where = ", ".join(str(place.get("base_url") or "its default socket") for place in places)
     raise NoEngine(f"no {kind} engine answers at {where} ({_first_line(str(failure))})")

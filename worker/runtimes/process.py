@@ -28,6 +28,7 @@ from worker.limits import Usage
 from worker.loop import Loop
 from worker.runtimes import proc
 from worker.runtimes.base import (
+    Address,
     Attachment,
     CannotStart,
     End,
@@ -119,6 +120,7 @@ class _Command:
 
     pid: int
     place: Path
+    has_network: bool
     door: int | None = None
     is_child: bool = True
     """False: an earlier worker started it."""
@@ -192,7 +194,7 @@ class ProcessRuntime:
                     setsigmask=[],
                     setsigdef=[signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGHUP],
                 )
-                self._commands[job.key] = _Command(pid=pid, place=job.place, door=inside)
+                self._commands[job.key] = _Command(pid, job.place, job.network, door=inside)
         except (OSError, ValueError) as error:
             os.close(inside)
             reason = error.strerror if isinstance(error, OSError) else str(error)
@@ -251,7 +253,9 @@ class ProcessRuntime:
     # The end
 
     def attach(self, job: Job, process: Mapping[str, Any]) -> Attachment:
-        command = _Command(int(process["pid"]), job.place, is_child=False, was_seen=False)
+        command = _Command(
+            int(process["pid"]), job.place, job.network, is_child=False, was_seen=False
+        )
         with self._lock:
             self._commands[job.key] = command
         descriptor = None
@@ -361,8 +365,16 @@ class ProcessRuntime:
         found = proc.descendants(found, processes)
         return {p: processes[p].started for p in found if processes[p].state != "Z"}
 
-    def address(self, key: str) -> str:
-        return "127.0.0.1"
+    def address(self, key: str) -> Address:
+        command = self._commands.get(key)
+        if command is None or command.has_ended:
+            raise OSError("it does not run")
+        if command.has_network or not (command.place / "wrapper").exists():
+            return Address("127.0.0.1")
+        for wrapper in proc.children_of(command.pid):
+            for inside in proc.children_of(wrapper):
+                return Address("127.0.0.1", inside)
+        raise OSError("its command is not there yet")
 
     def sweep(self, keys: Collection[str]) -> None:
         pass  # what runs leave is found when they end
