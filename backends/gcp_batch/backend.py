@@ -26,7 +26,6 @@ from backends.base import (
     LaunchRequest,
     LaunchResult,
     Preview,
-    Throttled,
     Unreachable,
     rows,
 )
@@ -123,7 +122,9 @@ class GcpBatch:
             else:
                 launched = self._launch(row)
                 results |= launched
-                failure = _common_failure(launched[row[0].key])
+                # What the first of them met, the others would meet as well.
+                result = launched[row[0].key]
+                failure = result if isinstance(result, BackendError) else None
         if wanted and not dry_run:
             self._prune()
         return [results[request.key] for request in requests]
@@ -143,7 +144,7 @@ class GcpBatch:
         try:
             listed = {job.key: job for job in self.list_jobs()}
         except BackendError as error:
-            results |= {request.key: _nothing_done(error) for request in requests}
+            results |= {request.key: error for request in requests}
             return []
         results |= {r.key: listed[r.key] for r in requests if r.key in listed}
         return [request for request in requests if request.key not in listed]
@@ -158,7 +159,7 @@ class GcpBatch:
             if first.secrets:
                 self._vault.put(definition.credentials(first))
         except BackendError as error:
-            return {request.key: _nothing_done(error) for request in row}
+            return {request.key: error for request in row}
         job_id = mark.job_id(first.key)
         try:
             job = self._service.create(
@@ -303,15 +304,3 @@ def _first(jobs: Sequence[Job]) -> LaunchKey:
     key = jobs[0].key
     assert key is not None  # every job of ours has one
     return key
-
-
-def _nothing_done(error: BackendError) -> BackendError:
-    """For what came before the launch itself: no worker can have come of it."""
-    return Throttled(str(error)) if isinstance(error, Unreachable) else error
-
-
-def _common_failure(result: LaunchResult) -> BackendError | None:
-    """What the rows after this one would meet as well; they are not asked for any more."""
-    if isinstance(result, Unreachable):
-        return Throttled(str(result))
-    return result if isinstance(result, BackendError) else None

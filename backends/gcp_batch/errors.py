@@ -80,7 +80,9 @@ def _call_error(error: object, doing: str) -> BackendError:
         kind = Invalid if 400 <= code < 500 else Unreachable
     sentence = f"{doing}: Google says {code or 'nothing'}"
     sentence += f" {reason}" if reason else ""
-    sentence += f", {_line(message)}" if message else ""
+    # Over REST the message begins with the request, of which ``doing`` says enough.
+    said = _line(re.sub(r"^[A-Z]+ https?://\S+: ", "", message))
+    sentence += f", {said}" if said else ""
     if kind is Throttled:
         return Throttled(sentence, _retry_after_seconds(error))
     return kind(sentence)
@@ -89,9 +91,12 @@ def _call_error(error: object, doing: str) -> BackendError:
 def _retry_after_seconds(error: object) -> float | None:
     """What the service said on when to come again: RetryInfo, or a header."""
     for detail in getattr(error, "details", None) or ():
-        delay = getattr(detail, "retry_delay", None)
-        if delay is not None:
-            return float(delay.seconds + delay.nanos / 1e9)
+        if isinstance(detail, dict):  # as REST gives it
+            delay = re.fullmatch(r"([0-9.]+)s", str(detail.get("retryDelay", "")))
+            if delay is not None:
+                return float(delay[1])
+        elif hasattr(detail, "retry_delay"):
+            return float(detail.retry_delay.seconds + detail.retry_delay.nanos / 1e9)
     headers = getattr(getattr(error, "response", None), "headers", None) or {}
     try:
         return max(0.0, float(headers.get("Retry-After") or ""))

@@ -11,7 +11,11 @@ if TYPE_CHECKING:
     from google.cloud.batch_v1.types import Job as GcpJob
     from google.cloud.batch_v1.types import StatusEvent, Task
 
-_WAITING = frozenset({"STATE_UNSPECIFIED", "QUEUED", "SCHEDULED"})
+_WAITING = {
+    "STATE_UNSPECIFIED": "it was accepted",
+    "QUEUED": "it waits for machines",
+    "SCHEDULED": "its machines are being made",
+}
 _OVER = frozenset({"SUCCEEDED", "FAILED", "CANCELLED"})
 
 _TASK_STATES = {
@@ -96,7 +100,7 @@ def _job_of(job: GcpJob, key: LaunchKey, index: int, task: Task | None, *, asked
     started = ended = exit_code = cause = None
     why = ""
     if state is JobState.PENDING:
-        why = _last(events) or _last(job_events)
+        why = _last(events) or _last(job_events) or _WAITING.get(job_state, "")
         if any(word in why for word in _NO_MACHINE):
             why = f"no machine is to be had: {why}"
     else:
@@ -145,7 +149,8 @@ def _end(
     code = _exit_code(events)
     if code in _RESERVED:
         return None, _RESERVED[code], why
-    if job.status.state.name == "CANCELLED" and (code is None or code > 128):
+    cancelled = _entered(job_events, "CANCELLATION_IN_PROGRESS")
+    if cancelled is not None and (_when(events) or cancelled) >= cancelled:
         return code, EndCause.KILLED_BY_US if asked else EndCause.KILLED_BY_OTHERS, why
     if code is not None:
         return code, EndCause.KILLED_BY_OTHERS if code > 128 else EndCause.FAILED, why

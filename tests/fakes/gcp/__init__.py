@@ -1,0 +1,3 @@
+"""GCP Batch, Secret Manager and Cloud Logging on loopback, written from the published API."""
+
+from __future__ import annotations
