@@ -28,6 +28,8 @@ _NO_SUCH = frozenset(
         "ImageNotFoundException",
     }
 )
+_GONE = frozenset({"INVALID", "DELETING", "DELETED"})
+"""What a queue or a compute environment does not come back from by itself."""
 _TASKS = "ecs-tasks.amazonaws.com"
 """Who must be allowed to take a role on: a trust policy names it."""
 
@@ -94,7 +96,7 @@ def check(connection: Connection, settings: AwsSettings) -> list[Finding]:
         queue = _check_queue(connection, settings, findings)
     except BackendError as error:
         subject = "--job-queue" if isinstance(error, Invalid) else "credentials"
-        remedy = "`aws batch describe-job-queues` lists the queues of this region and account"
+        remedy = "--region and --profile say where it is looked for"
         if isinstance(error, Unauthorized):
             remedy = "allow these credentials what docs/backends/aws-batch.md lists, or give others"
         elif not isinstance(error, Invalid):
@@ -115,7 +117,7 @@ def _check_queue(connection: Connection, settings: AwsSettings, findings: list[F
     environments = describe_environments(connection, name, detail)
     queue = read_queue(detail, environments, settings.platform)
     state, status = detail.get("state"), detail.get("status")
-    if state != "ENABLED" or status != "VALID":
+    if state == "DISABLED" or status in _GONE:
         reason = detail.get("statusReason")
         sentence = f"--job-queue {name} is {state} and {status}" + (f": {reason}" if reason else "")
         remedy = f"aws batch update-job-queue --job-queue {name} --state ENABLED"
@@ -164,7 +166,7 @@ def _environment(environment: dict[str, Any], settings: AwsSettings) -> Finding:
     state, status = environment.get("state"), environment.get("status")
     resources = environment.get("computeResources") or {}
     largest = resources.get("maxvCpus")
-    if state != "ENABLED" or status != "VALID":
+    if state == "DISABLED" or status in _GONE:
         reason = environment.get("statusReason")
         sentence = f"{name} is {state} and {status}" + (f": {reason}" if reason else "")
         remedy = "enable it, or make what it complains about good"
@@ -172,7 +174,7 @@ def _environment(environment: dict[str, Any], settings: AwsSettings) -> Finding:
         sentence = f"{name} has {largest} vCPUs at most, and --cpus is {settings.cpus}"
         remedy = "lower --cpus, or raise its maxvCpus"
     else:
-        return Finding(subject, f"{name} is enabled, with up to {largest} vCPUs")
+        return Finding(subject, f"{name} takes jobs, with up to {largest} vCPUs")
     return Finding(subject, sentence, Invalid(f"{sentence}: {remedy}"), remedy)
 
 
