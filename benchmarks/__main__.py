@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -13,8 +11,7 @@ from dataclasses import dataclass
 
 import click
 
-from benchmarks import contents
-from benchmarks.engine import container_engine
+from benchmarks import containers, contents
 from benchmarks.stand import Stand, cpu_seconds
 from bundles.model import FINAL_STATES
 
@@ -177,48 +174,40 @@ def help_text() -> list[Row]:
 
 
 def twenty_echoes_docker() -> list[Row]:
-    """20 × `echo hi` in containers on one worker with two slots, and one at a time when it is
-    warm, beside bare `docker run --rm`."""
-    if shutil.which("dockerd") is None or os.geteuid() != 0:
-        click.echo("containers are left out: they need dockerd, and root", err=True)
-        return []
-    with container_engine() as engine, Stand() as stand:
-        stand.environment |= engine.env
-        network = "benchmark"
-        engine.command("network", "create", network)
-        run = ["docker", "run", "--rm", "--network", network, engine.image]
-        run += ["/bin/sh", "-c", "echo hi"]
-        environment = os.environ | engine.env
-        stand.start_worker(runtime="docker")
-        image = {"request_docker_image": engine.image}
-        stand.drain(["true"], **image)
-        ours, theirs = [], []
-        for _ in range(3):  # by turns, so that a noisy moment hits both
-            begin = time.perf_counter()
-            subprocess.run(
-                ["xargs", "-P2", "-I{}", *run], input="x\n" * 20, text=True, check=True,
-                stdout=subprocess.DEVNULL, env=environment,
-            )  # fmt: skip
-            theirs.append(time.perf_counter() - begin)
-            begin = time.perf_counter()
-            stand.drain(["echo hi"] * 20, **image)
-            ours.append(time.perf_counter() - begin)
-        single, bare = [], []
-        for _ in range(15):
-            begin = time.perf_counter()
-            subprocess.run(run, check=True, stdout=subprocess.DEVNULL, env=environment)
-            bare.append((time.perf_counter() - begin) * 1000)
-            begin = time.perf_counter()
-            stand.drain(["echo hi"], **image)
-            single.append((time.perf_counter() - begin) * 1000)
-    seconds, peer_seconds = statistics.median(ours), statistics.median(theirs)
-    one, one_bare = statistics.median(single), statistics.median(bare)
+    """20 × `echo hi` in containers on one worker with two slots, beside bare `docker run --rm`."""
+    seconds, bare = containers.twenty_two_at_a_time()
     return [
         Row("20 × `echo hi` in containers, one 2-slot worker, median of 3", f"{seconds:.2f} s",
-            "≤ 1.3 × bare", seconds <= 1.3 * peer_seconds,
-            f"`xargs -P2 docker run --rm`: {peer_seconds:.2f} s (× {seconds / peer_seconds:.2f})"),
-        Row("one bundle in a container, warm worker, median of 15", f"{one:.0f} ms",
-            "≤ bare + 100 ms", one <= one_bare + 100, f"`docker run --rm`: {one_bare:.0f} ms"),
+            "≤ 1.3 × bare", seconds <= 1.3 * bare,
+            f"`xargs -P2 docker run --rm`: {bare:.2f} s (× {seconds / bare:.2f})"),
+    ]  # fmt: skip
+
+
+def warm_container() -> list[Row]:
+    """One bundle in a container at a time, on a warm worker, beside bare `docker run --rm`."""
+    seconds, bare = containers.one_at_a_time(15)
+    return [
+        Row("one bundle in a container, warm worker, median of 15", f"{seconds * 1000:.0f} ms",
+            "≤ bare + 100 ms", seconds <= bare + 0.1, f"`docker run --rm`: {bare * 1000:.0f} ms"),
+    ]  # fmt: skip
+
+
+def thirty_two() -> list[Row]:
+    """32 bundles in containers at once on one worker: what the worker itself takes."""
+    percent = containers.many_at_once(30) * 100
+    return [
+        Row("32 containers at once for 30 s, their start and end included: the worker itself",
+            f"{percent:.1f} % of a core", "≤ 10 %", percent <= 10),
+    ]  # fmt: skip
+
+
+def idle_docker() -> list[Row]:
+    """An idle worker with a container engine, and what it costs the engine."""
+    worker, engine, alone = (share * 100 for share in containers.nothing_to_do())
+    return [
+        Row("idle worker with an engine", f"{worker:.2f} % of a core", "≤ 1 %", worker <= 1),
+        Row("the engine beside an idle worker", f"{engine:.2f} % of a core", "as alone + 0.2 %",
+            engine <= alone + 0.2, f"the engine alone: {alone:.2f} %"),
     ]  # fmt: skip
 
 
@@ -249,7 +238,6 @@ def small_files() -> list[Row]:
 MEASUREMENTS: dict[str, Callable[[], list[Row]]] = {
     "help-text": help_text,
     "twenty-echoes": twenty_echoes,
-    "20-echoes-docker": twenty_echoes_docker,
     "warm-bundle": warm_bundle,
     "running-bundle": running_bundle,
     "two-thousand": two_thousand,
@@ -257,7 +245,12 @@ MEASUREMENTS: dict[str, Callable[[], list[Row]]] = {
     "dependency-1gb": dependency_1gb,
     "small-files": small_files,
     "idle": idle,
+    "20-echoes-docker": twenty_echoes_docker,
+    "warm-container": warm_container,
+    "thirty-two": thirty_two,
+    "idle-docker": idle_docker,
 }
+OF_CONTAINERS = {"20-echoes-docker", "warm-container", "thirty-two", "idle-docker"}
 
 
 def _peer_seconds(commands: list[str]) -> float:
@@ -290,6 +283,9 @@ def main(names: tuple[str, ...]) -> None:
     )
     missed = False
     for name in names or MEASUREMENTS:
+        if name in OF_CONTAINERS and not containers.is_possible():
+            click.echo(f"{name} is left out: it needs dockerd, and root", err=True)
+            continue
         for row in MEASUREMENTS[name]():
             missed |= not row.holds
             mark = "" if row.holds else " **missed**"
