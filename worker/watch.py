@@ -70,7 +70,7 @@ class Watch:
         sentence = time_exceeded(held.run.resources, elapsed)
         if sentence is not None:
             self._exceeded(held, sentence)
-        else:  # the wall clock was set back meanwhile
+        else:  # it was a moment early
             self._check_time_later(held, held.run.resources.time_seconds - elapsed)
 
     def _measure(self) -> None:
