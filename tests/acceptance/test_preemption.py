@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import signal
+import threading
 from pathlib import Path
 
 import pytest
 from managing import eventually
 from metadata_services import AzureVm, ComputeEngine, Ec2
-from scripted_server import ScriptedServer
+from scripted_server import Fault, ScriptedServer
 from serving import Server
 from worker_process import Gate, WorkerProcess
 
@@ -42,6 +43,28 @@ def test_what_ends_in_time_is_uploaded_and_the_rest_is_given_back(
     assert long not in script.uploads
     assert script.checkouts[0]["reason"] == "preempted: EC2 will terminate this spot instance"
     assert worker.strays() == []
+    assert worker.left_files() == []
+
+
+def test_an_upload_that_is_under_way_ends_if_the_time_is_enough(
+    script: ScriptedServer, worker: WorkerProcess
+) -> None:
+    slow, stuck = threading.Event(), threading.Event()
+    with contextlib.closing(Ec2()) as ec2:
+        endpoint = {"AWS_EC2_METADATA_SERVICE_ENDPOINT": f"http://{ec2.host}"}
+        worker.start("--cpus", "2", *OFTEN, env=endpoint)
+        uuids = []
+        for hold in (slow, stuck):
+            fault = script.fault("upload", Fault(hold=hold))
+            uuids.append(script.run("echo out"))
+            script.until(fault.met.is_set)
+        ec2.interrupt(4.0)
+        script.until(lambda: script.checkins[-1]["is_terminating"])
+        slow.set()
+        assert script.until_over(uuids[0])["exitcode"] == 0
+        script.until_state(uuids[1], "staged")
+        assert worker.wait() == WorkerExit.PREEMPTED
+    assert list(script.uploads) == uuids[:1]
     assert worker.left_files() == []
 
 

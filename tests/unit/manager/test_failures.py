@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from backends.base import Job, JobState, LaunchKey
+from bundles.exits import WorkerExit
 from manager.failures import FIRST_HOLD_SECONDS, LONGEST_HOLD_SECONDS, hold
 from manager.ledger import Launch, Outcome
 
@@ -19,12 +20,19 @@ def test_nothing_is_held_while_workers_live_and_leave_as_they_should() -> None:
     assert hold([launch(1, 10.0)], []).until == 0
     assert hold([launch(1, 10.0, ended=20.0, exit_code=0)], []).until == 0
     assert hold([launch(1, 10.0, ended=20.0, exit_code=143)], []).until == 0
+    for code in (WorkerExit.TERMINATED, WorkerExit.PREEMPTED):
+        assert hold([launch(1, 10.0, ended=20.0, exit_code=code)], []).until == 0
 
 
 def test_a_worker_that_fails_at_its_start_holds_the_next_for_a_while() -> None:
     held = hold([failed(1, 10.0)], [])
     assert held.until == 11.0 + FIRST_HOLD_SECONDS
     assert "p-1-00000000 left with exit code 3 (the server does not take" in held.reason
+
+
+def test_an_engine_that_is_away_and_a_wrong_clock_are_told_as_such() -> None:
+    assert "no engine that answers" in hold([failed(1, 10.0, WorkerExit.NO_RUNTIME)], []).reason
+    assert "clock is wrong" in hold([failed(1, 10.0, WorkerExit.WRONG_CLOCK)], []).reason
 
 
 def test_each_tick_of_failures_doubles_the_hold_up_to_the_longest() -> None:
