@@ -209,10 +209,11 @@ def _identity(context: click.Context, parameter: click.Parameter, text: str | No
 @click.option(
     "--runtime",
     "--bundle-runtime",
-    type=click.Choice(["auto", "docker", "podman", "process"]),
+    type=click.Choice(["auto", "docker", "podman", "apptainer", "singularity", "process"]),
     default="auto",
     show_default=True,
-    help="What runs bundles. auto is docker when an engine answers, else process.",
+    help="What runs bundles. auto is docker when an engine answers, else apptainer where it is "
+    "installed, else process.",
 )
 @click.option(
     "--sandbox",

@@ -13,59 +13,29 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
-from docker import auth
 from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 
 from bundles.sizes import format_size
-from worker.loop import Loop, Outcome, Pool
-from worker.registry import Reference, Silent, image_bytes, parse_reference
+from worker.loop import Loop
+from worker.pulls import USED_SECONDS, Image, ImageFailed, Pull, Pulls
+from worker.registry import (
+    Reference,
+    Silent,
+    find_credentials,
+    image_bytes,
+    parse_reference,
+)
 from worker.runtimes.engine import Engine, Unanswered, explain
 
 log = logging.getLogger(__name__)
 
 CACHE = "worker-manager.cache/image"
-FRESH_SECONDS = 300.0
-"""A tag that was compared with its registry is believed for so long."""
-USED_SECONDS = 60.0
-"""How exactly the last use is known; no image that was used so lately is removed."""
-THREADS = 4
 
 
-class ImageFailed(Exception):
-    """An image could not be had; the message says which and why."""
-
-
-class _Cancelled(Exception):
-    """Nobody waits for the image any more."""
-
-
-@dataclass(frozen=True, slots=True)
-class Image:
-    """An image in the engine. ``digest`` names it as its registry does: `NAME@sha256:…`; it is
-    empty for one that never was in a registry."""
-
-    reference: str
-    id: str
-    digest: str
-
-
-Done = Callable[[Image | ImageFailed], None]
-
-
-@dataclass
-class _Pull:
-    reference: str
-    waiting: list[Done] = field(default_factory=list)
-    cancelled: threading.Event = field(default_factory=threading.Event)
-    status: str = ""
-
-
-class Images:
-    """Methods are for the loop, unless they say otherwise. ``max_cache_bytes`` None: keep all."""
+class Images(Pulls):
+    """See worker.pulls.Pulls."""
 
     def __init__(
         self,
@@ -76,105 +46,15 @@ class Images:
         max_cache_bytes: int | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
+        super().__init__(loop, max_cache_bytes=max_cache_bytes)
         self._engine = engine
-        self._loop = loop
         self._max_image_bytes = max_image_bytes
-        self._max_cache_bytes = max_cache_bytes
         self._now = now
-        self._pool = Pool(loop, "images", THREADS)
-        self._pulls: dict[str, _Pull] = {}
-        self._known: dict[str, tuple[Image, float]] = {}
-        """By reference: what was found, and until when (the loop's clock) it is believed."""
-        self._in_use: dict[str, int] = {}
         self._marked: dict[str, float] = {}
         self._pruning = threading.Lock()
         self._platform = ""
-        self._closed = threading.Event()
 
-    def request(self, reference: str, done: Done) -> None:
-        """Call ``done`` with the image, at once if it is known to be here, or the failure. The
-        image is in use until ``release``."""
-        known = self._known.get(reference)
-        if known is not None and known[1] > self._loop.clock():
-            self._take(known[0])
-            self._pool.submit(partial(self._mark_used, known[0].id), self._noted)
-            done(known[0])
-            return
-        pull = self._pulls.get(reference)
-        if pull is None or pull.cancelled.is_set():
-            pull = self._pulls[reference] = _Pull(reference)
-            self._pool.submit(partial(self._get, pull), partial(self._got, pull))
-        pull.waiting.append(done)
-
-    def withdraw(self, reference: str, done: Done) -> None:
-        """Do not call that ``done`` any more; the last to withdraw ends the pull."""
-        pull = self._pulls.get(reference)
-        if pull is not None and done in pull.waiting:
-            pull.waiting.remove(done)
-            if not pull.waiting:
-                pull.cancelled.set()
-                del self._pulls[reference]
-
-    def release(self, image: Image) -> None:
-        """One who was given it needs it no more."""
-        left = self._in_use.get(image.id, 0) - 1
-        if left > 0:
-            self._in_use[image.id] = left
-        else:
-            self._in_use.pop(image.id, None)
-            self.tidy()
-
-    def tidy(self) -> None:
-        """Something that used an image is gone: make room, if there is too little. From any
-        thread."""
-        if self._max_cache_bytes is not None and not self._closed.is_set():
-            self._pool.submit(self._prune, self._noted)
-
-    def status(self, reference: str) -> str:
-        """What is done for a request, for a person."""
-        pull = self._pulls.get(reference)
-        return (pull.status if pull is not None else "") or f"Looking for image {reference}"
-
-    def lose(self, reference: str) -> None:
-        """The image turned out not to be there. From any thread."""
-        self._known.pop(reference, None)
-
-    def refresh(self) -> None:
-        """The engine was away: believe nothing. From any thread."""
-        self._known = {}
-
-    def close(self) -> None:
-        self._closed.set()
-        for pull in self._pulls.values():
-            pull.cancelled.set()
-
-    def _take(self, image: Image) -> None:
-        self._in_use[image.id] = self._in_use.get(image.id, 0) + 1
-
-    def _got(self, pull: _Pull, outcome: Outcome[Image]) -> None:
-        if self._pulls.get(pull.reference) is pull:
-            del self._pulls[pull.reference]
-        result: Image | ImageFailed
-        if outcome.error is None:
-            result = outcome.value
-            self._known[pull.reference] = (result, self._loop.clock() + FRESH_SECONDS)
-        elif isinstance(outcome.error, ImageFailed | _Cancelled):
-            result = ImageFailed(str(outcome.error))
-        else:
-            log.error("an image could not be had", exc_info=outcome.error)
-            result = ImageFailed(f"Cannot get image {pull.reference}: {outcome.error}")
-        for done in pull.waiting:
-            if isinstance(result, Image):
-                self._take(result)
-            done(result)
-
-    def _noted(self, outcome: Outcome[Any]) -> None:
-        if outcome.error is not None:
-            log.warning("the cache of images: %s", outcome.error)
-
-    # In threads
-
-    def _get(self, pull: _Pull) -> Image:
+    def get(self, pull: Pull) -> Image:
         try:
             reference = parse_reference(pull.reference)
         except ValueError as error:
@@ -182,7 +62,7 @@ class Images:
         try:
             here = self._inspect(pull.reference)
             if here is not None and (reference.is_digest or self._is_current(pull, here)):
-                self._mark_used(here["Id"])
+                self.note_use(here["Id"])
                 return _image(pull.reference, here)
             try:
                 self._check_size(pull, reference)
@@ -191,7 +71,7 @@ class Images:
                 if isinstance(error, ImageFailed) or here is None:
                     raise
                 log.info("image %s: %s; the one that is here is used", pull.reference, error)
-                self._mark_used(here["Id"])
+                self.note_use(here["Id"])
                 return _image(pull.reference, here)
             found = self._inspect(pull.reference)
             if found is None:
@@ -199,13 +79,13 @@ class Images:
             if here is None or here["Id"] != found["Id"]:
                 self._mark(found["Id"])
             else:
-                self._mark_used(found["Id"])
+                self.note_use(found["Id"])
         except APIError as error:
             raise ImageFailed(self._explain(pull.reference, error)) from error
         except Unanswered as error:
             raise ImageFailed(f"Cannot get image {pull.reference}: {error}") from error
-        if self._max_cache_bytes is not None:
-            self._prune(keep=found["Id"])
+        if self.max_cache_bytes is not None:
+            self.prune(keep=found["Id"])
         return _image(pull.reference, found)
 
     def _explain(self, reference: str, error: APIError) -> str:
@@ -221,7 +101,7 @@ class Images:
             return None
         return found
 
-    def _is_current(self, pull: _Pull, here: dict[str, Any]) -> bool:
+    def _is_current(self, pull: Pull, here: dict[str, Any]) -> bool:
         """Whether the image of a tag is what its registry has; it is if that does not answer."""
         pull.status = f"Asking for the latest image {pull.reference}"
         if not here.get("RepoDigests"):
@@ -237,21 +117,19 @@ class Images:
             return True
         return any(digest.endswith(f"@{latest}") for digest in here["RepoDigests"])
 
-    def _check_size(self, pull: _Pull, reference: Reference) -> None:
+    def _check_size(self, pull: Pull, reference: Reference) -> None:
         if self._max_image_bytes is None:
             return
         pull.status = f"Asking for the size of image {pull.reference}"
-        index = auth.INDEX_NAME if reference.registry == "docker.io" else reference.registry
         try:
-            found = auth.load_config().resolve_authconfig(index)
-            credentials = {str(k).lower(): str(v) for k, v in (found or {}).items()}
+            credentials = find_credentials(reference)
             size_bytes = image_bytes(reference, credentials, self._architecture())
         except (Silent, DockerException) as error:
             log.warning("%s; it is pulled all the same", error)
             return
         self._refuse_large(pull, size_bytes)
 
-    def _refuse_large(self, pull: _Pull, size_bytes: int) -> None:
+    def _refuse_large(self, pull: Pull, size_bytes: int) -> None:
         assert self._max_image_bytes is not None
         if size_bytes > self._max_image_bytes:
             raise ImageFailed(
@@ -264,7 +142,7 @@ class Images:
             self._platform = str(self._engine.version().get("Arch", "amd64"))
         return self._platform
 
-    def _pull(self, pull: _Pull, reference: Reference) -> None:
+    def _pull(self, pull: Pull, reference: Reference) -> None:
         pull.status = f"Pulling image {pull.reference}"
         done: dict[str, int] = {}
         total: dict[str, int] = {}
@@ -273,8 +151,7 @@ class Images:
         repository = head if colon and "/" not in tag else name
         stream = self._engine.pull(repository, tag=reference.version, stream=True, decode=True)
         for line in stream:
-            if pull.cancelled.is_set():
-                raise _Cancelled(f"Nobody needs image {pull.reference} any more")
+            pull.check()
             if "error" in line:
                 raise ImageFailed(
                     f"There is no image {pull.reference}: {line['error']}"
@@ -301,7 +178,7 @@ class Images:
         self._engine.tag(image_id, CACHE, _mark_of(image_id, now))
         self._marked[image_id] = now
 
-    def _mark_used(self, image_id: str) -> None:
+    def note_use(self, image_id: str) -> None:
         """Note the use of an image, if a worker brought it."""
         now = self._now()
         last = self._marked.get(image_id)
@@ -319,9 +196,9 @@ class Images:
                     with suppress(APIError):  # another worker did it
                         self._engine.remove_image(mark, noprune=True)
 
-    def _prune(self, keep: str = "") -> None:
+    def prune(self, keep: str = "") -> None:
         """Remove images that workers brought, least recently used first, until they fit."""
-        assert self._max_cache_bytes is not None
+        assert self.max_cache_bytes is not None
         with self._pruning:
             found: dict[str, tuple[float, int, list[str]]] = {}
             for image in self._engine.images(filters={"reference": CACHE}):
@@ -330,15 +207,15 @@ class Images:
                 if used:
                     found[image["Id"]] = (max(used), int(image["Size"]), tags)
             total = sum(size_bytes for _, size_bytes, _ in found.values())
-            if total <= self._max_cache_bytes:
+            if total <= self.max_cache_bytes:
                 return
             containers = {c.get("ImageID") for c in self._engine.containers(all=True)}
             for image_id, (used_at, size_bytes, _) in sorted(
                 found.items(), key=lambda item: item[1][0]
             ):
-                if total <= self._max_cache_bytes:
+                if total <= self.max_cache_bytes:
                     return
-                if image_id == keep or image_id in self._in_use or image_id in containers:
+                if image_id == keep or image_id in self.in_use or image_id in containers:
                     continue
                 if image_id not in self._marked and self._now() - used_at < USED_SECONDS:
                     continue  # another worker may be about to start a run with it
@@ -346,7 +223,7 @@ class Images:
                     total -= size_bytes
 
     def _evict(self, image_id: str) -> bool:
-        self._known = {r: k for r, k in self._known.items() if k[0].id != image_id}
+        self.forget(image_id)
         image = self._inspect(image_id)
         if image is None:
             return True

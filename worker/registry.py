@@ -1,4 +1,4 @@
-"""What a registry says of an image before it is pulled: how large it is.
+"""What a registry says of an image before it is pulled: how large it is, and which.
 
 Speaks the registry's own API (`/v2/…/manifests`, OCI distribution), since an engine does not pass
 sizes on. Pulls nothing.
@@ -7,11 +7,14 @@ sizes on. Pulls nothing.
 from __future__ import annotations
 
 import base64
+import hashlib
 import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 TIMEOUT_SECONDS = 20.0
 HUB = "registry-1.docker.io"
@@ -73,25 +76,54 @@ def image_bytes(
     """The size of all layers as they are transferred, in bytes. Raises Silent.
 
     ``credentials`` as in Docker's configuration: `username` and `password`, or
-    `identitytoken`.
+    `identitytoken`. ``architecture`` as Go calls it.
     """
-    import httpx
 
-    host = HUB if reference.registry == "docker.io" else reference.registry
-    schemes = ["https", "http"] if _is_loopback(host) else ["https"]
-    failure: Exception | None = None
-    with httpx.Client(timeout=TIMEOUT_SECONDS, follow_redirects=True) as client:
-        for scheme in schemes:
-            base = f"{scheme}://{host}/v2/{reference.repository}/manifests"
-            try:
-                return _size(client, base, reference.version, credentials, architecture)
-            except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
-                failure = error
-    raise Silent(f"{host} does not say how large the image is: {failure}")
+    def size(client: Any, base: str) -> int:
+        manifest = _get(client, f"{base}/{reference.version}", credentials).json()
+        if "manifests" in manifest:
+            chosen = [
+                entry
+                for entry in manifest["manifests"]
+                if entry.get("platform", {}).get("os") == "linux"
+                and entry.get("platform", {}).get("architecture") == architecture
+            ]
+            if not chosen:
+                raise ValueError(f"it has no image for linux on {architecture}")
+            manifest = _get(client, f"{base}/{chosen[0]['digest']}", credentials).json()
+        return sum(int(layer["size"]) for layer in manifest["layers"])
+
+    return _ask(reference, size)
 
 
-def _is_loopback(host: str) -> bool:
-    """As Docker does, take http from registries of this machine."""
+def image_digest(reference: Reference, credentials: Mapping[str, str] | None) -> str:
+    """What its version stands for now: `sha256:…` of its manifest, or index. Raises Silent."""
+
+    def digest(client: Any, base: str) -> str:
+        content = _get(client, f"{base}/{reference.version}", credentials).content
+        return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+    return _ask(reference, digest)
+
+
+def find_credentials(reference: Reference) -> dict[str, str]:
+    """Those of `docker login`, by Docker's configuration and its helpers; none where Docker's SDK
+    is not installed. Raises Silent when a helper does not work."""
+    try:
+        from docker import auth
+        from docker.errors import DockerException
+    except ImportError:
+        return {}
+    index = auth.INDEX_NAME if reference.registry == "docker.io" else reference.registry
+    try:
+        found = auth.load_config().resolve_authconfig(index)
+    except DockerException as error:
+        raise Silent(f"no credentials for {index}: {error}") from error
+    return {str(name).lower(): str(value) for name, value in (found or {}).items()}
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a registry is of this machine: as Docker does, such are spoken to without TLS."""
     name = host.rpartition(":")[0] or host
     try:
         return ipaddress.ip_address(name.strip("[]")).is_loopback
@@ -99,25 +131,20 @@ def _is_loopback(host: str) -> bool:
         return name == "localhost"
 
 
-def _size(
-    client: Any,
-    base: str,
-    version: str,
-    credentials: Mapping[str, str] | None,
-    architecture: str,
-) -> int:
-    manifest = _get(client, f"{base}/{version}", credentials)
-    if "manifests" in manifest:
-        chosen = [
-            entry
-            for entry in manifest["manifests"]
-            if entry.get("platform", {}).get("os") == "linux"
-            and entry.get("platform", {}).get("architecture") == architecture
-        ]
-        if not chosen:
-            raise ValueError(f"it has no image for linux on {architecture}")
-        manifest = _get(client, f"{base}/{chosen[0]['digest']}", credentials)
-    return sum(int(layer["size"]) for layer in manifest["layers"])
+def _ask(reference: Reference, question: Callable[[Any, str], T]) -> T:
+    """Answer a question with a client and the address of an image's manifests. Raises Silent."""
+    import httpx
+
+    host = HUB if reference.registry == "docker.io" else reference.registry
+    schemes = ["https", "http"] if is_loopback(host) else ["https"]
+    failure: Exception | None = None
+    with httpx.Client(timeout=TIMEOUT_SECONDS, follow_redirects=True) as client:
+        for scheme in schemes:
+            try:
+                return question(client, f"{scheme}://{host}/v2/{reference.repository}/manifests")
+            except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+                failure = error
+    raise Silent(f"{host} says nothing of the image {reference.repository}: {failure}")
 
 
 def _get(client: Any, url: str, credentials: Mapping[str, str] | None) -> Any:
@@ -128,7 +155,7 @@ def _get(client: Any, url: str, credentials: Mapping[str, str] | None) -> Any:
         headers["Authorization"] = _answer(client, challenge, credentials)
         response = client.get(url, headers=headers)
     response.raise_for_status()
-    return response.json()
+    return response
 
 
 def _answer(client: Any, challenge: str, credentials: Mapping[str, str] | None) -> str:

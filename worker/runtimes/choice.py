@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +22,8 @@ from worker.settings import Settings
 
 log = logging.getLogger(__name__)
 
+APPTAINERS = ("apptainer", "singularity")
+"""The same program: the second name is the elder one."""
 DOCKER_SOCKET = Path("/var/run/docker.sock")
 ENGINE_PATIENCE_SECONDS = 300.0
 """How long a worker that has runs in an engine waits for it at its start."""
@@ -45,7 +48,8 @@ def choose_runtime(
     sandbox: str,
     hidden: Sequence[Path],
 ) -> RuntimeFactory:
-    """What makes the runtime of ``kind``: auto, docker, podman or process. Raises NoRuntime.
+    """What makes the runtime of ``kind``: auto, docker, podman, apptainer, singularity or process.
+    auto is the first of docker, apptainer and process that is there. Raises NoRuntime.
 
     ``sandbox`` confines processes: auto, bubblewrap or none. ``hidden``: what holds secrets of
     the worker, besides its work directory.
@@ -60,9 +64,23 @@ def choose_runtime(
                 "by --runtime auto, or give another --id"
             )
         return _processes(sandbox, [settings.work_directory, *hidden])
-    if kind == "auto" and not os.environ.get("DOCKER_HOST") and not DOCKER_SOCKET.exists():
-        log.info("bundles run as processes: there is no Docker engine here")
+    limits = (max_image_bytes, max_image_cache_bytes)
+    if kind in APPTAINERS:
+        program = shutil.which(kind)
+        if program is None:
+            raise NoRuntime(f"--runtime {kind}: there is no {kind} on PATH")
+        return _apptainer(program, settings, limits)
+
+    def without_engine(reason: str) -> RuntimeFactory:
+        for name in APPTAINERS:
+            if program := shutil.which(name):
+                log.info("bundles run in containers of %s: %s", name, reason)
+                return _apptainer(program, settings, limits)
+        log.info("bundles run as processes: %s", reason)
         return _processes(sandbox, [settings.work_directory, *hidden])
+
+    if kind == "auto" and not os.environ.get("DOCKER_HOST") and not DOCKER_SOCKET.exists():
+        return without_engine("there is no Docker engine here")
     try:
         from worker.runtimes.docker import DockerRuntime
         from worker.runtimes.engine import NoEngine, find_engine
@@ -95,8 +113,7 @@ def choose_runtime(
             log.info("bundles run in containers of %s", "podman" if engine.is_podman else "docker")
             return make_containers
     if kind == "auto":
-        log.info("bundles run as processes: %s", reason)
-        return _processes(sandbox, [settings.work_directory, *hidden])
+        return without_engine(reason)
     raise NoRuntime(f"--runtime {kind}: {reason}")
 
 
@@ -124,6 +141,26 @@ def _find_patiently(
                 raise
             log.warning("waiting for the engine that runs of this worker are in: %s", error)
         pause.wait(backoff.next_seconds())
+
+
+def _apptainer(
+    program: str, settings: Settings, limits: tuple[int | None, int | None]
+) -> RuntimeFactory:
+    from worker.runtimes.apptainer import ApptainerRuntime
+    from worker.sifs import Sifs
+
+    def make(loop: Loop, ended: Ended) -> Runtime:
+        largest, all_together = limits
+        sifs = Sifs(
+            loop,
+            program,
+            settings.work_directory / "images",
+            max_image_bytes=largest,
+            max_cache_bytes=all_together,
+        )
+        return ApptainerRuntime(loop, ended, program, sifs)
+
+    return make
 
 
 def _processes(sandbox: str, hidden: Sequence[Path]) -> RuntimeFactory:

@@ -25,9 +25,10 @@ from docker.errors import APIError, DockerException, NotFound
 from docker.types import DeviceRequest, LogConfig, Mount, Ulimit
 
 from worker.backoff import Backoff
-from worker.images import Image, ImageFailed, Images
+from worker.images import Images
 from worker.limits import Usage
 from worker.loop import Loop, Outcome, Pool
+from worker.pulls import Image, ImageFailed
 from worker.runtimes import proc
 from worker.runtimes.base import (
     Address,

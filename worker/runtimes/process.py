@@ -457,7 +457,7 @@ def _why_not_entered(place: Path) -> str | None:
     if ENTERED in lines:
         return None
     said = [line.strip() for line in lines if line.strip()]
-    return said[-1][:500] if said else "nothing says why"
+    return said[-1].removeprefix("FATAL:").strip()[:500] if said else "nothing says why"
 
 
 def _open_process(pid: int, started: int) -> int | None:

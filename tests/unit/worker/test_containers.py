@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from worker.images import Image, _image, _used_at
+from worker.images import _image, _used_at
+from worker.pulls import Image
 from worker.registry import Reference, parse_reference
 from worker.runtimes.base import Job, mount_name
 from worker.runtimes.docker import _Container, _take_sample
