@@ -337,6 +337,10 @@ class Runs:
         if held.has_spawned:
             self.runtime.end_all(run.key, held.place)
         remove_tree(held.place / "tmp")
+        if held.directory.is_symlink() or not held.directory.is_dir():
+            # Gone, or something else was put in its place: what that leads to is not the run's.
+            remove_tree(held.directory)
+            held.directory.mkdir(mode=0o755)
         if os.geteuid() != 0:
             make_readable(held.directory)  # which modes do not keep root from
         dependencies = run.bundle.get("dependencies") or ()
