@@ -53,6 +53,7 @@ from backends.base import (
     Unauthorized,
     Unreachable,
 )
+from backends.resources import resource_options
 
 GRACE_SECONDS = 30.0
 """A job that was asked to end this long ago, and is asked again, is killed."""
@@ -101,27 +102,7 @@ leave_word exit "$code"
 def options() -> list[click.Option]:
     """What one worker offers, as cl-worker-manager names it."""
     return [
-        click.Option(
-            ["--cpus"],
-            type=click.IntRange(min=1),
-            default=1,
-            show_default=True,
-            help="Cpus that one worker offers.",
-        ),
-        click.Option(
-            ["--gpus"],
-            type=click.IntRange(min=0),
-            default=0,
-            show_default=True,
-            help="Gpus that one worker offers.",
-        ),
-        click.Option(
-            ["--memory-mb"],
-            type=click.IntRange(min=1),
-            default=2048,
-            show_default=True,
-            help="Memory that one worker offers, in MiB.",
-        ),
+        *resource_options(),
     ]
 
 

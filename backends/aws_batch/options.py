@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import click
 
 from backends.base import Invalid
+from backends.resources import resource_options
 
 _IMAGE_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/@#-]{0,254}")
 _NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,61}")
@@ -63,27 +64,7 @@ def options() -> list[click.Option]:
             show_default=True,
             help="What the queue's machines are; auto looks at its compute environments.",
         ),
-        click.Option(
-            ["--cpus"],
-            type=click.IntRange(min=1),
-            default=1,
-            show_default=True,
-            help="Cpus that one worker is given.",
-        ),
-        click.Option(
-            ["--gpus"],
-            type=click.IntRange(min=0),
-            default=0,
-            show_default=True,
-            help="Gpus that one worker is given.",
-        ),
-        click.Option(
-            ["--memory-mb"],
-            type=click.IntRange(min=4),
-            default=2048,
-            show_default=True,
-            help="Memory that one worker is given, in MiB.",
-        ),
+        *resource_options(),
         click.Option(
             ["--user"], default="root", show_default=True, help="The user in that container."
         ),

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
+from backends.azure_batch.errors import backend_error
 from backends.azure_batch.options import (
     ACCOUNT_KEY_VARIABLE,
     AzureSettings,
     is_loopback,
 )
-from backends.azure_batch.patience import patiently
 from backends.base import Invalid, Unauthorized
+from backends.patience import patiently
 
 if TYPE_CHECKING:
     from azure.batch import BatchClient
@@ -35,7 +36,7 @@ READ_SECONDS = 40
 """Azure Batch gives up a request itself after 30 seconds."""
 
 HTTP_OPTIONS: dict[str, Any] = {
-    "retry_total": 0,  # see `patience`
+    "retry_total": 0,  # see backends.patience
     "connection_timeout": CONNECT_SECONDS,
     "read_timeout": READ_SECONDS,
 }
@@ -61,12 +62,12 @@ class Connection:
     def call(self, doing: str, operation: Callable[[BatchClient], T]) -> T:
         """What ``operation`` returns. Raises BackendError."""
         try:
-            return patiently(doing, lambda: operation(self._connected()))
+            return patiently(doing, lambda: operation(self._connected()), backend_error)
         except Unauthorized:
             if self._client is None or self._read_key() == self._key:
                 raise
             self._client = None
-            return patiently(doing, lambda: operation(self._connected()))
+            return patiently(doing, lambda: operation(self._connected()), backend_error)
 
     def _connected(self) -> BatchClient:
         if self._client is None:

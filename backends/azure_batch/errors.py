@@ -69,12 +69,13 @@ def by_code(code: str, sentence: str, status: int = 400) -> BackendError:
     return kind(sentence)
 
 
-def backend_error(error: Exception, doing: str) -> BackendError:
-    """The one error that stands for what an SDK raised while ``doing`` something."""
-    from azure.core.exceptions import ClientAuthenticationError, HttpResponseError
+def backend_error(error: Exception, doing: str) -> BackendError | None:
+    """The one error that stands for what an SDK raised while ``doing`` something; None when it
+    is not of the SDKs or the network."""
+    from azure.core.exceptions import AzureError, ClientAuthenticationError, HttpResponseError
 
-    if isinstance(error, BackendError):
-        return error
+    if not isinstance(error, AzureError | OSError):
+        return None
     code, status = code_of(error), getattr(error, "status_code", None)
     if isinstance(error, HttpResponseError) and status is not None:
         said = first_line(getattr(getattr(error, "error", None), "message", "") or error.message)

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import click
 
 from backends.base import Invalid
+from backends.resources import resource_options
 
 ACCOUNT_KEY_VARIABLE = "AZURE_BATCH_ACCESS_KEY"
 ENDPOINT_VARIABLE = "AZURE_BATCH_ENDPOINT"
@@ -66,27 +67,7 @@ def options() -> list[click.Option]:
         click.Option(
             ["--user"], default="root", show_default=True, help="The user in that container."
         ),
-        click.Option(
-            ["--cpus"],
-            type=click.IntRange(min=1),
-            default=1,
-            show_default=True,
-            help="Cpus that one worker is given.",
-        ),
-        click.Option(
-            ["--gpus"],
-            type=click.IntRange(min=0),
-            default=0,
-            show_default=True,
-            help="Gpus that one worker is given.",
-        ),
-        click.Option(
-            ["--memory-mb"],
-            type=click.IntRange(min=1),
-            default=2048,
-            show_default=True,
-            help="Memory that one worker is given, in MiB.",
-        ),
+        *resource_options(),
         click.Option(
             ["--slots"],
             type=click.IntRange(min=1, max=256),

@@ -16,9 +16,10 @@ from urllib.parse import quote, urlsplit
 
 from backends.azure_batch.connection import HTTP_OPTIONS, identity
 from backends.azure_batch.definition import CREDENTIALS_FILE
+from backends.azure_batch.errors import backend_error
 from backends.azure_batch.options import AzureSettings
-from backends.azure_batch.patience import patiently
 from backends.base import Context, Invalid, LaunchKey
+from backends.patience import patiently
 
 if TYPE_CHECKING:
     from azure.storage.blob import ContainerClient
@@ -70,7 +71,8 @@ class Storage:
                 return self._signature(container.container_name, name)
 
         return self.resource_file(
-            first, patiently(f"putting the workers' credentials at {self._url}", upload)
+            first,
+            patiently(f"putting the workers' credentials at {self._url}", upload, backend_error),
         )
 
     def prune(self, now: float) -> None:
@@ -85,7 +87,7 @@ class Storage:
                         container.delete_blob(blob.name)
 
         if self._settings.secrets_container_url:
-            patiently(f"removing old credentials at {self._url}", remove)
+            patiently(f"removing old credentials at {self._url}", remove, backend_error)
 
     def check(self) -> None:
         """Whether the container answers us. Raises BackendError."""
@@ -94,7 +96,7 @@ class Storage:
             with self._connected() as container:
                 container.get_container_properties()
 
-        patiently(f"looking at {self._url}", look)
+        patiently(f"looking at {self._url}", look, backend_error)
 
     @property
     def refusal(self) -> Invalid | None:

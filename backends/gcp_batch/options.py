@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import click
 
 from backends.base import Invalid
+from backends.resources import resource_options
 
 _SECRET_PATTERN = re.compile(r"projects/[^/\s]+/secrets/[A-Za-z0-9_-]{1,255}")
 _WORD_PATTERN = re.compile(r"[^\s\"'\\]+")
@@ -36,27 +37,7 @@ def options() -> list[click.Option]:
             help="Where jobs are made, such as europe-west4.",
         ),
         click.Option(["--image"], required=True, help="The image that a worker runs in."),
-        click.Option(
-            ["--cpus"],
-            type=click.IntRange(min=1),
-            default=1,
-            show_default=True,
-            help="Cpus that one worker is given.",
-        ),
-        click.Option(
-            ["--gpus"],
-            type=click.IntRange(min=0),
-            default=0,
-            show_default=True,
-            help="Gpus that one worker is given.",
-        ),
-        click.Option(
-            ["--memory-mb"],
-            type=click.IntRange(min=1),
-            default=2048,
-            show_default=True,
-            help="Memory that one worker is given, in MiB.",
-        ),
+        *resource_options(),
         click.Option(["--gpu-type"], metavar="TYPE", help="Such as nvidia-tesla-t4; with --gpus."),
         click.Option(
             ["--machine-type"],

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from backends.base import Context
+from backends.resources import resource_options
 
 if TYPE_CHECKING:
     from backends.local_docker.backend import LocalDocker
@@ -51,27 +52,7 @@ def options() -> list[click.Option]:
             metavar="NAME",
             help="The workers' network; `host` reaches servers on 127.0.0.1 of this machine.",
         ),
-        click.Option(
-            ["--cpus"],
-            type=click.IntRange(min=1),
-            default=1,
-            show_default=True,
-            help="Cpus that one worker offers.",
-        ),
-        click.Option(
-            ["--gpus"],
-            type=click.IntRange(min=0),
-            default=0,
-            show_default=True,
-            help="Gpus that one worker offers.",
-        ),
-        click.Option(
-            ["--memory-mb"],
-            type=click.IntRange(min=1),
-            default=2048,
-            show_default=True,
-            help="Memory that one worker offers, in MiB.",
-        ),
+        *resource_options(),
     ]
 
 

@@ -27,7 +27,7 @@ from fakes.azure.blobs import STORAGE_ACCOUNT, STORAGE_KEY, BlobService
 from fakes.azure.wire import Fault
 from serving import Server
 
-from backends.azure_batch import patience
+from backends import patience
 from backends.azure_batch.backend import ENDED_LISTED_SECONDS, PRUNE_SECONDS
 from backends.azure_batch.service import LOG_KEPT_BYTES
 from backends.azure_batch.storage import CREDENTIALS_SECONDS

@@ -14,7 +14,8 @@ from fakes.azure.account import Account
 from fakes.azure.batch import refusal
 from fakes.azure.wire import Fault
 
-from backends.azure_batch import connection, patience
+from backends import patience
+from backends.azure_batch import connection
 from backends.azure_batch.backend import AzureBatch
 from backends.azure_batch.options import AzureSettings
 from backends.base import Backend, Context, Job
