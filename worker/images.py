@@ -18,6 +18,7 @@ from typing import Any
 from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 
 from bundles.sizes import format_size
+from worker.backoff import Backoff
 from worker.loop import Loop
 from worker.pulls import USED_SECONDS, Image, ImageFailed, Pull, Pulls
 from worker.registry import (
@@ -32,6 +33,8 @@ from worker.runtimes.engine import Engine, Unanswered, explain
 log = logging.getLogger(__name__)
 
 CACHE = "worker-manager.cache/image"
+FIRST_WAIT_SECONDS = 0.1
+LONGEST_WAIT_SECONDS = 5.0
 
 
 class Images(Pulls):
@@ -55,6 +58,18 @@ class Images(Pulls):
         self._platform = ""
 
     def get(self, pull: Pull) -> Image:
+        backoff = Backoff(FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS)
+        while True:
+            try:
+                return self._get(pull)
+            except Unanswered as error:
+                log.warning("image %s waits for the engine: %s", pull.reference, error)
+            pull.status = "Waiting for the container engine"
+            pull.cancelled.wait(backoff.next_seconds())
+            pull.check()
+            pull.status = ""
+
+    def _get(self, pull: Pull) -> Image:
         try:
             reference = parse_reference(pull.reference)
         except ValueError as error:
@@ -81,17 +96,18 @@ class Images(Pulls):
             else:
                 self.note_use(found["Id"])
         except APIError as error:
-            raise ImageFailed(self._explain(pull.reference, error)) from error
-        except Unanswered as error:
-            raise ImageFailed(f"Cannot get image {pull.reference}: {error}") from error
+            is_missing = isinstance(error, NotFound)
+            said = self._explain(pull.reference, explain(error), is_missing=is_missing)
+            raise ImageFailed(said) from error
         if self.max_cache_bytes is not None:
             self.prune(keep=found["Id"])
         return _image(pull.reference, found)
 
-    def _explain(self, reference: str, error: APIError) -> str:
-        said = explain(error)
-        if isinstance(error, NotFound) or re.search("manifest unknown|not found", said):
+    def _explain(self, reference: str, said: str, *, is_missing: bool = False) -> str:
+        if is_missing or re.search("manifest unknown|not found", said):
             return f"There is no image {reference}: {said}"
+        if re.search("unauthorized|denied|no basic auth credentials", said):
+            return f"This worker may not pull image {reference}: {said}"
         return f"Cannot pull image {reference}: {said}"
 
     def _inspect(self, reference: str) -> dict[str, Any] | None:
@@ -153,11 +169,7 @@ class Images(Pulls):
         for line in stream:
             pull.check()
             if "error" in line:
-                raise ImageFailed(
-                    f"There is no image {pull.reference}: {line['error']}"
-                    if re.search("not found|manifest unknown", line["error"])
-                    else f"Cannot pull image {pull.reference}: {line['error']}"
-                )
+                raise ImageFailed(self._explain(pull.reference, line["error"]))
             detail = line.get("progressDetail") or {}
             layer = str(line.get("id", ""))
             if line.get("status") == "Downloading" and detail.get("total"):

@@ -227,6 +227,25 @@ def test_an_engine_that_goes_down_and_comes_back_loses_no_bundle(
     stand.leave()
 
 
+def test_a_run_that_comes_while_the_engine_is_away_waits_for_it(stand: Containers) -> None:
+    stand.engine.command("tag", IMAGE, "localhost/not-known:1")
+    stand.start()
+    assert stand.end(stand.run("true")).state == "ready"
+    stand.engine.kill()
+    run = stand.run("echo ran", image="localhost/not-known:1")
+
+    def is_waiting() -> bool:
+        status = stand.client.bundle(run).metadata.get("run_status")
+        return status == "Waiting for the container engine"
+
+    eventually(is_waiting, "it says what it waits for")
+    stand.engine.start()
+    bundle = stand.end(run)
+    assert bundle.state == "ready", bundle.metadata
+    assert stand.read(run) == "ran\n"
+    stand.leave()
+
+
 @pytest.mark.timeout(240)
 def test_a_worker_that_comes_back_before_its_engine_waits_for_it(stand: Containers) -> None:
     stand.start("--runtime", "auto")
