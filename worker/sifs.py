@@ -244,4 +244,6 @@ def _explain(reference: str, said: str) -> str:
     said = re.sub(r"^(FATAL|ERROR):\s*", "", said) or "it is not said why"
     if re.search("manifest unknown|not found|name unknown", said, re.I):
         return f"There is no image {reference}: {said}"
+    if re.search("unauthorized|denied", said, re.I):
+        return f"This worker may not pull image {reference}: {said}"
     return f"Cannot pull image {reference}: {said}"

@@ -131,7 +131,7 @@ def test_a_run_with_gpus_sees_those_and_one_without_network_has_none(
     ("said", "message"),
     [
         ("reading manifest 1.2: manifest unknown", f"There is no image {IMAGE}: "),
-        ("requested access to the resource is denied", f"Cannot pull image {IMAGE}: "),
+        ("requested access to the resource is denied", f"This worker may not pull image {IMAGE}: "),
     ],
 )
 def test_an_image_that_cannot_be_had_is_one_clear_sentence(

@@ -33,9 +33,12 @@ TOOLS = (
 
 class Registry:
     """Debian's `docker-registry` on a loopback port, empty, until ``stop``. ``at`` is its name in
-    references: `127.0.0.1:PORT`."""
+    references: `127.0.0.1:PORT`. ``password``: it wants ``USER`` and that."""
 
-    def __init__(self) -> None:
+    USER = "somebody"
+
+    def __init__(self, password: str = "") -> None:
+        self._password = password
         self._directory = Path(tempfile.mkdtemp(prefix="registry-"))
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -50,7 +53,19 @@ class Registry:
             f"version: 0.1\nlog: {{level: error}}\n"
             f"storage: {{filesystem: {{rootdirectory: {self._directory}/data}}}}\n"
             f"http: {{addr: '{self.at}'}}\n"
+            + (
+                f"auth: {{htpasswd: {{realm: ours, path: {self._directory}/htpasswd}}}}\n"
+                if self._password
+                else ""
+            )
         )
+        if self._password:
+            # bcrypt, which Python cannot and libc can.
+            program = "print crypt($ARGV[0], q($2y$05$abcdefghijklmnopqrstuu))"
+            hashed = subprocess.run(
+                ["perl", "-e", program, self._password], capture_output=True, text=True, check=True
+            ).stdout
+            (self._directory / "htpasswd").write_text(f"{self.USER}:{hashed}\n")
         with (self._directory / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 ["docker-registry", "serve", str(configuration)],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import threading
 from collections.abc import Iterator
@@ -157,6 +159,86 @@ def test_the_least_recently_used_image_makes_room_but_none_in_use_or_of_others(
     eventually(lambda: not is_here(stand, images[0]), "what is not in use any more is removed")
     stand.leave()
     assert is_here(stand, theirs)
+
+
+PASSWORD = "pass-word-of-somebody"
+
+
+@pytest.fixture
+def private() -> Iterator[Registry]:
+    """A registry that wants to know who asks."""
+    made = Registry(PASSWORD)
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop()
+
+
+def log_in(directory: Path, registry: Registry) -> None:
+    """What `docker login` writes into its configuration."""
+    pair = base64.b64encode(f"{registry.USER}:{PASSWORD}".encode()).decode()
+    directory.mkdir(exist_ok=True)
+    (directory / "config.json").write_text(json.dumps({"auths": {registry.at: {"auth": pair}}}))
+
+
+def test_a_private_registry_gives_its_images_to_who_is_logged_in_there(
+    stand: Containers,
+    private: Registry,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    log_in(tmp_path / "of-the-test", private)
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "of-the-test"))
+    image = publish(stand, private, "secret/tool:1", mark=b"one")
+    large = publish(stand, private, "secret/large:1", mark=os.urandom(9 << 20))
+    helped = publish(stand, private, "secret/helped:1", mark=b"two")
+    stand.start("--max-image-size", "8m")
+    refused = stand.end(stand.run("true", image=image)).metadata["failure_message"]
+    assert refused.startswith(f"This worker may not pull image {image}: ")
+    assert "\n" not in refused
+    worker = stand.worker()
+    configuration = Path(worker.env["DOCKER_CONFIG"])
+    log_in(configuration, private)  # while the worker is at work
+    run = stand.run("echo $(< /mark)", image=image)
+    bundle = stand.end(run)
+    assert bundle.state == "ready", bundle.metadata["failure_message"]
+    assert bundle.metadata["docker_image"].startswith(f"{private.at}/secret/tool@sha256:")
+    message = stand.end(stand.run("true", image=large)).metadata["failure_message"]
+    assert message.startswith(f"The size of image {large}, ")
+    # And by a helper, a program that knows the password.
+    stand.settle()
+    assert worker.stop() == 0
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    answer = json.dumps({"ServerURL": private.at, "Username": private.USER, "Secret": PASSWORD})
+    program = programs / "docker-credential-ours"
+    program.write_text(f"#!/bin/sh\n[ \"$1\" = get ] && echo '{answer}'\n")
+    program.chmod(0o755)
+    (configuration / "config.json").write_text(json.dumps({"credHelpers": {private.at: "ours"}}))
+    worker.env["PATH"] = f"{programs}:{worker.env['PATH']}"
+    stand.start()
+    run = stand.run("echo $(< /mark)", image=helped)
+    bundle = stand.end(run)
+    assert bundle.state == "ready", bundle.metadata["failure_message"]
+    assert stand.read(run) == "two\n"
+    assert PASSWORD not in stand.logs()
+    (configuration / "config.json").write_text(json.dumps({"credsStore": "missing"}))
+    stand.engine.command("rmi", helped)
+    assert stand.end(stand.run("true", image=f"{private.at}/no:1")).state == "failed"
+    stand.leave()
+
+
+def test_without_its_registry_an_image_that_is_not_here_is_one_clear_sentence(
+    stand: Containers, registry: Registry
+) -> None:
+    image = f"{registry.at}/tool:1"
+    registry.halt()
+    stand.start()
+    message = stand.end(stand.run("true", image=image)).metadata["failure_message"]
+    assert message.startswith(f"Cannot pull image {image}: ")
+    assert "connection refused" in message
+    stand.leave()
 
 
 def test_a_run_that_is_killed_while_its_image_is_pulled_does_not_wait_for_it(
