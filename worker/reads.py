@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from bundles.archive import check_path, is_inside, pack
+from bundles.archive import DEEPEST, check_path, is_inside, pack
 from bundles.errors import BundlesError, NotFound, UsageError
 
 CHUNK_BYTES = 256 * 1024
@@ -54,7 +54,7 @@ def _answer(directory: Path, uuid: str, path: str, arguments: Mapping[str, Any])
     kind = arguments["type"]
     target = _target(directory, path)
     if kind == "get_target_info":
-        depth = int(arguments.get("depth") or 0)
+        depth = min(int(arguments.get("depth") or 0), DEEPEST)
         name = posixpath.basename(path.rstrip("/")) or uuid
         with _opened(directory, target.parent, os.O_DIRECTORY) as place:
             info = _describe(place, target.name, name, depth)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from worker.reads import Answer, answer
+from worker.trees import remove_tree
 
 UUID = "0x" + "1" * 32
 INFO = {"type": "get_target_info", "depth": 2}
@@ -52,6 +54,20 @@ def test_a_tree_is_described_as_deep_as_was_asked(directory: Path) -> None:
     assert "contents" not in info(directory, "d", depth=0)
     assert info(directory, "d/f")["size"] == 3
     assert [entry["name"] for entry in info(directory, "inside", depth=1)["contents"]] == ["e", "f"]
+
+
+def test_a_tree_is_described_however_deep_it_is(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    for _ in range(1500):
+        os.mkdir("n", dir_fd=descriptor)
+        inside = os.open("n", os.O_RDONLY, dir_fd=descriptor)
+        os.close(descriptor)
+        descriptor = inside
+    os.close(descriptor)
+    try:
+        assert info(directory, depth=10_000)["type"] == "directory"
+    finally:
+        remove_tree(directory)  # which pytest could not
 
 
 @pytest.mark.parametrize("path", ["outside", "outside/f", "none"])
