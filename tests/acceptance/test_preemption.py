@@ -188,3 +188,14 @@ def test_bundles_of_a_machine_that_is_taken_away_end_on_another(
         assert first.strays() == []
         assert second.stop() == WorkerExit.FINISHED
     assert [path.read_text() for path in marks.iterdir()] == ["run\nrun\n"] * 2
+
+
+def test_hibernation_begins_at_once_and_so_does_the_way_out(
+    script: ScriptedServer, worker: WorkerProcess
+) -> None:
+    with contextlib.closing(Ec2()) as ec2:
+        worker.start(*OFTEN, env={"AWS_EC2_METADATA_SERVICE_ENDPOINT": f"http://{ec2.host}"})
+        script.until_state(script.run("sleep 1000"), "running")
+        ec2.action = {"action": "hibernate"}
+        assert worker.wait() == WorkerExit.PREEMPTED
+    assert script.checkouts[0]["reason"] == "preempted: EC2 will hibernate this spot instance"

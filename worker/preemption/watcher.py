@@ -73,7 +73,7 @@ class Watcher:
         self._ended = threading.Event()
 
     def start(self) -> None:
-        threading.Thread(target=self._work, name="preemption", daemon=True).start()
+        threading.Thread(target=self.watch, name="preemption", daemon=True).start()
 
     def close(self) -> None:
         self._ended.set()
@@ -82,7 +82,8 @@ class Watcher:
         """See worker.preemption.base.Source."""
         self._source.acknowledge()
 
-    def _work(self) -> None:
+    def watch(self) -> None:
+        """What the thread does."""
         try:
             reason = self._check()
         except Absent as error:

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
 
+from worker.preemption import watcher
 from worker.preemption.azure import find_event
+from worker.preemption.base import Absent, Notice
 from worker.preemption.watcher import AZURE_TAG, find_cloud
 
 
@@ -42,3 +45,33 @@ def test_an_azure_event_counts_when_it_ends_this_machine() -> None:
     assert find_event(others, "pool_1") is None
     mine = event("Terminate", "pool_0", "_POOL_1")
     assert find_event([*others, mine], "pool_1") is mine
+
+
+class Service:
+    """A source that is away for the first ``absences`` checks."""
+
+    def __init__(self, absences: int) -> None:
+        self.absences = absences
+        self.acknowledged = False
+
+    def check(self) -> str | None:
+        self.absences -= 1
+        if self.absences >= 0:
+            raise Absent("nobody answers")
+        return None
+
+    def wait(self, ended: threading.Event) -> Notice | None:
+        return Notice("preempted", 30.0)
+
+    def acknowledge(self) -> None:
+        self.acknowledged = True
+
+
+@pytest.mark.parametrize(("absences", "count"), [(0, 1), (2, 1), (3, 0)])
+def test_a_service_may_be_late_but_not_forever(
+    monkeypatch: pytest.MonkeyPatch, absences: int, count: int
+) -> None:
+    monkeypatch.setattr(watcher, "CHECK_AGAIN_SECONDS", 0.0)
+    told: list[Notice] = []
+    watcher.Watcher(Service(absences), told.append, is_certain=True).watch()
+    assert told == [Notice("preempted", 30.0)] * count
