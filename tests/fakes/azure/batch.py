@@ -80,9 +80,7 @@ class BatchService:
         if given.startswith("Bearer "):
             if given.removeprefix("Bearer ") not in self.tokens:
                 raise Refused(401, "AuthenticationFailed", "The token is not valid.")
-        elif not batch_signature_fits(
-            ACCOUNT_NAME, self.key, request.method, request.path, request.query, request.headers
-        ):
+        elif not batch_signature_fits(ACCOUNT_NAME, self.key, request):
             raise Refused(403, "AuthenticationFailed", "Server failed to authenticate the request.")
 
     def _token(self, request: Request) -> Answer:

@@ -82,14 +82,7 @@ class BlobService:
                 return "r"
             return "rwd" if token in self.tokens else ""
         if given:
-            fits = storage_signature_fits(
-                STORAGE_ACCOUNT,
-                STORAGE_KEY,
-                request.method,
-                request.path,
-                request.query,
-                request.headers,
-            )
+            fits = storage_signature_fits(STORAGE_ACCOUNT, STORAGE_KEY, request)
             return "rwd" if fits else ""
         sas = dict(parse_qsl(request.query))
         resource = f"/blob/{account}/{container}/{name}"

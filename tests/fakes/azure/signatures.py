@@ -14,6 +14,8 @@ from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from urllib.parse import parse_qsl
 
+from fakes.azure.wire import Request
+
 SKEW = timedelta(minutes=15)
 
 _SIGNED_HEADERS = (
@@ -31,62 +33,39 @@ _SIGNED_HEADERS = (
 )
 
 
-def batch_signature_fits(
-    account: str,
-    key: str,
-    method: str,
-    path: str,
-    query: str,
-    headers: Mapping[str, str],
-) -> bool:
+def batch_signature_fits(account: str, key: str, request: Request) -> bool:
     """Whether a request to Batch is signed with the key, and not long ago."""
-    values = [headers.get(name, "") for name in _SIGNED_HEADERS]
-    if method == "GET" or method == "HEAD":
-        values[2] = "" if values[2] == "0" else values[2]
-    elif not values[2]:
-        values[2] = "0"
-    lines = [method, *values]
-    lines += [f"{name}:{headers[name]}" for name in sorted(headers) if name.startswith("ocp-")]
-    text = "\n".join(lines) + f"\n/{account}{path}"
-    text += "".join(f"\n{name.lower()}:{value}" for name, value in sorted(parse_qsl(query)))
-    expected = f"SharedKey {account}:{_sign(key, text)}"
-    return _is_recent(headers.get("ocp-date")) and hmac.compare_digest(
-        expected, headers.get("authorization", "")
-    )
+    headers = dict(request.headers)
+    if request.method not in ("GET", "HEAD"):
+        headers.setdefault("content-length", "0")
+    return _fits(account, key, request, headers, "ocp-", parse_qsl(request.query))
 
 
-def storage_signature_fits(
+def storage_signature_fits(account: str, key: str, request: Request) -> bool:
+    """The same of a request to Blob Storage. The path begins with the account at an emulator."""
+    headers = dict(request.headers)
+    if headers.get("content-length") == "0":
+        del headers["content-length"]
+    if "x-ms-date" in headers:
+        headers.pop("date", None)
+    return _fits(account, key, request, headers, "x-ms-", parse_qsl(request.query, True))
+
+
+def _fits(
     account: str,
     key: str,
-    method: str,
-    path: str,
-    query: str,
+    request: Request,
     headers: Mapping[str, str],
+    own: str,
+    query: Sequence[tuple[str, str]],
 ) -> bool:
-    """The same of a request to Blob Storage. ``path`` begins with the account at an emulator."""
-    names = (
-        "content-encoding",
-        "content-language",
-        "content-length",
-        "content-md5",
-        "content-type",
-        "date",
-        "if-modified-since",
-        "if-match",
-        "if-none-match",
-        "if-unmodified-since",
-        "range",
-    )
-    values = [headers.get(name, "") for name in names]
-    values[2] = "" if values[2] == "0" else values[2]
-    if "x-ms-date" in headers:
-        values[5] = ""
-    lines = [method, *values]
-    lines += [f"{name}:{headers[name]}" for name in sorted(headers) if name.startswith("x-ms-")]
-    text = "\n".join(lines) + f"\n/{account}{path}"
-    text += "".join(f"\n{name.lower()}:{value}" for name, value in sorted(parse_qsl(query, True)))
-    expected = f"SharedKey {account}:{_sign(key, text)}"
-    return _is_recent(headers.get("x-ms-date")) and hmac.compare_digest(
+    """``own``: how the service's own headers begin, all of which are signed."""
+    lines = [request.method, *(headers.get(name, "") for name in _SIGNED_HEADERS)]
+    lines += [f"{name}:{headers[name]}" for name in sorted(headers) if name.startswith(own)]
+    lines += [f"/{account}{request.path}"]
+    lines += [f"{name.lower()}:{value}" for name, value in sorted(query)]
+    expected = f"SharedKey {account}:{_sign(key, chr(10).join(lines))}"
+    return _is_recent(headers.get(f"{own}date")) and hmac.compare_digest(
         expected, headers.get("authorization", "")
     )
 
