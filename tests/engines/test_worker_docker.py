@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
+import socket
+import threading
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
 from containers import Containers, eventually, touch
-from docker_engine import IMAGE
+from docker_engine import IMAGE, DockerEngine
 
 from bundles.exits import WorkerExit
 
@@ -310,6 +316,98 @@ def test_a_gpu_that_the_engine_cannot_give_is_one_clear_sentence(
     message = containers.end(run).metadata["failure_message"]
     assert message.startswith("The engine cannot give it the GPUs that it requests")
     containers.leave()
+
+
+@pytest.mark.engine("podman")
+@pytest.mark.parametrize("engine", ["podman_engine"], indirect=True)
+def test_a_podman_that_would_leave_gpus_away_is_one_clear_sentence(
+    containers: Containers, tmp_path: Path
+) -> None:
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    program = programs / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho '0, GPU-1'\n")
+    program.chmod(0o755)
+    worker = containers.worker()
+    worker.env["PATH"] = f"{programs}:{worker.env['PATH']}"
+    containers.start()
+    run = containers.run("true", request_gpus=1)
+    message = containers.end(run).metadata["failure_message"]
+    assert message == "podman gives GPUs to containers as of 5.4, and this is older"
+    containers.leave()
+
+
+class Forwarder:
+    """A socket in front of an engine's, which notes the first line of each request."""
+
+    def __init__(self, path: Path, engine: Path) -> None:
+        self.requests: list[str] = []
+        self._engine = engine
+        self._sockets: list[socket.socket] = []
+        self._threads: list[threading.Thread] = []
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(path))
+        self._listener.listen()
+        self._run(self._accept)
+
+    def close(self) -> None:
+        for opened in [self._listener, *self._sockets]:
+            with contextlib.suppress(OSError):
+                opened.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join()
+        for opened in [self._listener, *self._sockets]:
+            opened.close()
+
+    def _run(self, job: Callable[[], None]) -> None:
+        thread = threading.Thread(target=job, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                engine = socket.socket(socket.AF_UNIX)
+                self._sockets += [client, engine]
+                engine.connect(str(self._engine))
+                self._run(partial(self._forward, client, engine, is_asking=True))
+                self._run(partial(self._forward, engine, client, is_asking=False))
+
+    def _forward(self, source: socket.socket, target: socket.socket, *, is_asking: bool) -> None:
+        with contextlib.suppress(OSError):
+            while chunk := source.recv(65536):
+                if is_asking and (found := re.match(rb"(GET|POST|DELETE|HEAD|PUT) \S+", chunk)):
+                    self.requests.append(found[0].decode())
+                target.sendall(chunk)
+            target.shutdown(socket.SHUT_WR)
+
+
+def test_an_idle_worker_asks_the_engine_nothing_but_for_its_events(
+    containers: Containers, engine: DockerEngine
+) -> None:
+    path = engine.directory / "forwarder.sock"  # a socket's path must be short
+    forwarder = Forwarder(path, engine.socket)
+    try:
+        worker = containers.worker()
+        worker.env["DOCKER_HOST"] = f"unix://{path}"
+        containers.start("--checkin-frequency-seconds", "0.2", "--max-image-cache-size", "10g")
+        run = containers.run("true")
+        bundle = containers.end(run)
+        assert bundle.state == "ready", bundle.metadata["failure_message"]
+        containers.settle()
+        eventually(lambda: engine.command("ps", "-aq") == "", "its container is removed")
+        quiet = threading.Event()
+        quiet.wait(0.5)  # for what follows the removal
+        before = len(forwarder.requests)
+        quiet.wait(3)
+        assert forwarder.requests[before:] == []
+        asked = [line for line in forwarder.requests if "/events" in line]
+        assert len(asked) == 1
+        containers.leave()
+    finally:
+        forwarder.close()
+        path.unlink()
 
 
 def test_two_workers_share_an_engine_and_remove_nothing_of_each_other(

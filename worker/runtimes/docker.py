@@ -14,7 +14,7 @@ import resource
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -58,6 +58,9 @@ DEFAULT_GPU_IMAGE = "codalab/default-gpu:latest"
 UUID = "CODALAB_BUNDLE_UUID"
 PIDS = 4096
 """Processes and threads of one run: enough for any program, too few for a fork bomb."""
+PODMAN_WITH_GPUS = (5, 4)
+"""Elder ones take a request for GPUs over this API, and start the container without any
+(podman's change 25171)."""
 SHELL = "/bin/sh"
 SCRIPT = (
     "shell=/bin/sh; [ -x /bin/bash ] && shell=/bin/bash; "
@@ -187,6 +190,9 @@ class DockerRuntime:
 
     def start(self, job: Job) -> Mapping[str, Any]:
         image = self._found[job.key]
+        if job.gpus and self._engine.is_podman and self._engine.release < PODMAN_WITH_GPUS:
+            wanted = ".".join(map(str, PODMAN_WITH_GPUS))
+            raise CannotStart(f"podman gives GPUs to containers as of {wanted}, and this is older")
         container = _Container(job, self._name(job.key), image)
         with self._lock:
             self._containers[job.key] = container
@@ -361,9 +367,7 @@ class DockerRuntime:
         if job.cpus:
             options["cpuset_cpus"] = ",".join(str(cpu) for cpu in sorted(job.cpus))
         if job.gpus:
-            options["device_requests"] = [
-                DeviceRequest(device_ids=list(job.gpus), capabilities=[["gpu"]])
-            ]
+            options["device_requests"] = [gpu_request(job.gpus, is_podman=self._engine.is_podman)]
         if self._engine.is_podman:
             # It would raise these to defaults of its own, which it may not be allowed to.
             soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -706,6 +710,15 @@ class DockerRuntime:
 def _ends_it(attributes: Mapping[str, Any]) -> bool:
     """Whether a `kill` event is of a signal that is meant to end a container."""
     return str(attributes.get("signal", "15")) in ENDING_SIGNALS
+
+
+def gpu_request(gpus: Sequence[str], *, is_podman: bool) -> DeviceRequest:
+    """What gives a container these GPUs. podman knows them by their CDI names, of which
+    `nvidia-ctk cdi generate` makes a list."""
+    if is_podman:
+        names = [f"nvidia.com/gpu={gpu}" for gpu in gpus]
+        return DeviceRequest(driver="cdi", device_ids=names, capabilities=[["gpu"]])
+    return DeviceRequest(device_ids=list(gpus), capabilities=[["gpu"]])
 
 
 def _take_sample(container: _Container, stats: Mapping[str, Any], now: float) -> None:

@@ -35,6 +35,8 @@ class Engine(docker.APIClient):
 
     is_rootless = False
     is_podman = False
+    release: tuple[int, ...] = ()
+    """Of the engine itself, which its API's version says nothing of."""
 
     def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:
         if options.get("timeout") is None:  # the SDK's way to say: a stream
@@ -45,6 +47,7 @@ class Engine(docker.APIClient):
         """A client with connections of its own, for streams."""
         client = Engine(**self._made_with, version=self.api_version, timeout=int(CALL_SECONDS))
         client.is_rootless, client.is_podman = self.is_rootless, self.is_podman
+        client.release = self.release
         return client
 
     _made_with: dict[str, Any]
@@ -70,6 +73,8 @@ def find_engine(kind: str) -> Engine:
         options = [str(option) for option in about.get("SecurityOptions") or ()]
         engine.is_rootless = any("rootless" in option for option in options)
         engine.is_podman = kind == "podman" or "BuildahVersion" in about
+        numbers = re.findall(r"\d+", str(about.get("ServerVersion")))
+        engine.release = tuple(int(number) for number in numbers[:2])
         return engine
     where = ", ".join(str(place.get("base_url") or "its default socket") for place in places)
     raise NoEngine(f"no {kind} engine answers at {where} ({_first_line(str(failure))})")

@@ -10,7 +10,7 @@ from worker.images import _image, _used_at
 from worker.pulls import Image
 from worker.registry import Reference, parse_reference
 from worker.runtimes.base import Job, mount_name
-from worker.runtimes.docker import _Container, _take_sample
+from worker.runtimes.docker import _Container, _take_sample, gpu_request
 
 DIGEST = "sha256:" + "a" * 64
 
@@ -102,3 +102,20 @@ def test_a_container_that_has_ended_meanwhile_keeps_its_last_figures() -> None:
     made = container()
     _take_sample(made, {"cpu_stats": {"cpu_usage": {"total_usage": 0}}, "memory_stats": {}}, 1.0)
     assert made.sampled == 0.0
+
+
+def test_gpus_are_asked_for_as_the_engine_knows_them() -> None:
+    assert gpu_request(["0", "2"], is_podman=False) == {
+        "Driver": "",
+        "Count": 0,
+        "DeviceIDs": ["0", "2"],
+        "Capabilities": [["gpu"]],
+        "Options": {},
+    }
+    assert gpu_request(["0", "2"], is_podman=True) == {
+        "Driver": "cdi",
+        "Count": 0,
+        "DeviceIDs": ["nvidia.com/gpu=0", "nvidia.com/gpu=2"],
+        "Capabilities": [["gpu"]],
+        "Options": {},
+    }
