@@ -7,8 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +142,31 @@ class Managers:
             process.kill()
             process.wait()
         kill_jobs(self.jobs_directory)
+
+
+@contextmanager
+def kept_pool(
+    server: Server, *words: str, environment: Mapping[str, str] | None = None
+) -> Iterator[None]:
+    """`worker-manager WORDS…`, which must end well when it is asked to."""
+    log = server.directory / "manager.log"
+    with (
+        log.open("ab") as output,
+        subprocess.Popen(
+            [sys.executable, "-m", "manager", *words],
+            env={**server.env, **(environment or {})},
+            cwd=server.directory,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+        ) as process,
+    ):
+        try:
+            yield
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(PATIENCE_SECONDS) == 0, log.read_text()
+        finally:
+            process.kill()
 
 
 def kill_jobs(directory: Path) -> None:

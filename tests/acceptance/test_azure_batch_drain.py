@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from azure_stand import JOB, POOL, Stand
-from managing import PATIENCE_SECONDS, Managers, eventually
+from fakes.azure.batch import ACCOUNT_NAME
+from managing import Managers, eventually, kept_pool
 from serving import Server
 
 BUNDLES = 60
@@ -27,40 +23,19 @@ def stand(tmp_path: Path) -> Iterator[Stand]:
         made.close()
 
 
-@contextmanager
-def manager(server: Server, stand: Stand, *options: str) -> Iterator[subprocess.Popen[bytes]]:
-    words = [
-        *("azure-batch", "--service-url", stand.batch.url, "--account-name", "testaccount"),
-        *("--job-id", JOB, "--pool-id", POOL, "--image", "bundle-worker"),
-        *("--secrets-container-url", stand.blobs.url, *options),
-    ]
-    with (
-        (server.directory / "manager.log").open("wb") as log,
-        subprocess.Popen(
-            [sys.executable, "-m", "manager", *words],
-            env={**server.env, **stand.keys},
-            cwd=server.directory,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-        ) as process,
-    ):
-        try:
-            yield process
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(PATIENCE_SECONDS) == 0
-        finally:
-            process.kill()
-
-
 def test_sixty_bundles_drain_though_a_node_is_taken_back_half_way(
     server: Server, stand: Stand
 ) -> None:
     stand.account.add_nodes(POOL, 1)
     managers = Managers(server)
     account = stand.account
-    options = ["--min", "0", "--max", "3", "--sleep-time", "0.5", "--worker-idle-seconds", "2"]
-    with manager(server, stand, *options), server.client() as client:
+    words = [
+        *("azure-batch", "--service-url", stand.batch.url, "--account-name", ACCOUNT_NAME),
+        *("--job-id", JOB, "--pool-id", POOL, "--image", "bundle-worker"),
+        *("--secrets-container-url", stand.blobs.url),
+        *("--min", "0", "--max", "3", "--sleep-time", "0.5", "--worker-idle-seconds", "2"),
+    ]
+    with kept_pool(server, *words, environment=stand.keys), server.client() as client:
         uuids = managers.stage(BUNDLES, command="true", request_cpus=1)
 
         def states() -> list[str]:
@@ -84,4 +59,3 @@ def test_sixty_bundles_drain_though_a_node_is_taken_back_half_way(
         assert token.encode() not in request.body
     for path in (stand.directory / "nodes").rglob("*"):
         assert not path.is_file() or token.encode() not in path.read_bytes(), path
-    assert os.environ.get("AZURE_BATCH_ACCESS_KEY") is None

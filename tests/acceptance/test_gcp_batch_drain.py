@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from gcp_stand import SECRET, Stand
 from google.cloud.batch_v1 import types
-from managing import PATIENCE_SECONDS, Managers, eventually
+from managing import Managers, eventually, kept_pool
 from serving import Server
 
 BUNDLES = 60
@@ -28,38 +24,18 @@ def stand(tmp_path: Path) -> Iterator[Stand]:
         made.close()
 
 
-@contextmanager
-def manager(server: Server, stand: Stand, *options: str) -> Iterator[None]:
-    with (
-        (server.directory / "manager.log").open("wb") as log,
-        subprocess.Popen(
-            [sys.executable, "-m", "manager", "gcp-batch", *stand.options(), *options],
-            env=server.env,
-            cwd=server.directory,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-        ) as process,
-    ):
-        try:
-            yield
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(PATIENCE_SECONDS) == 0
-        finally:
-            process.kill()
-
-
 def test_sixty_bundles_drain_on_spot_though_a_machine_is_taken_back_half_way(
     server: Server, stand: Stand
 ) -> None:
     managers = Managers(server)
     cloud = stand.cloud
     options = [
+        *("gcp-batch", *stand.options()),
         *("--provisioning", "spot", "--min", "0", "--max", "3", "--sleep-time", "0.5"),
         *("--worker-idle-seconds", "2"),
         *("--worker-work-dir-prefix", str(stand.directory / "work")),
     ]
-    with manager(server, stand, *options), server.client() as client:
+    with kept_pool(server, *options), server.client() as client:
         uuids = managers.stage(BUNDLES, command="true", request_cpus=1)
 
         def states() -> list[str]:
