@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 from leftovers import nothing_left
 from scripted_server import ScriptedServer
 from worker_process import WorkerProcess
@@ -15,19 +13,6 @@ from worker_process import WorkerProcess
 from bundles.exits import WorkerExit
 
 DEEP = "import os\nfor _ in range(3000): os.mkdir('d'); os.chdir('d')"
-
-
-@pytest.fixture
-def script() -> Iterator[ScriptedServer]:
-    with ScriptedServer() as script:
-        yield script
-
-
-@pytest.fixture
-def worker(tmp_path: Path, script: ScriptedServer) -> Iterator[WorkerProcess]:
-    worker = WorkerProcess(tmp_path, script.url)
-    yield worker
-    worker.close()
 
 
 def finish(script: ScriptedServer, worker: WorkerProcess, uuid: str) -> dict[str, Any]:

@@ -146,6 +146,16 @@ def slurm_cluster() -> Iterator[SlurmCluster]:
 
 
 @pytest.fixture
+def stand(tmp_path: Path, server: Server, own_engine: DockerEngine) -> Iterator[Containers]:
+    """Bundles of our server in containers of an engine of the test's own."""
+    stand = Containers(tmp_path, server, own_engine)
+    try:
+        yield stand
+    finally:
+        stand.close()
+
+
+@pytest.fixture
 def registry() -> Iterator[Registry]:
     """A registry of the test's own."""
     made = Registry()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,21 +12,11 @@ from containers import Containers, as_worker_of, eventually, touch
 from docker_engine import IMAGE, DockerEngine, Registry
 from leftovers import nothing_left
 from scripted_server import Content, Fault, ScriptedServer
-from serving import Server
 from worker_process import WorkerProcess
 
 from bundles.model import new_uuid
 
 pytestmark = [pytest.mark.engine("docker"), pytest.mark.engine("docker-registry")]
-
-
-@pytest.fixture
-def stand(tmp_path: Path, server: Server, own_engine: DockerEngine) -> Iterator[Containers]:
-    stand = Containers(tmp_path, server, own_engine)
-    try:
-        yield stand
-    finally:
-        stand.close()
 
 
 def publish(engine: DockerEngine, registry: Registry) -> str:

@@ -8,14 +8,11 @@ from __future__ import annotations
 import os
 import random
 import threading
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from bundle_graph import check_states, drain, random_graph
 from containers import Containers
-from docker_engine import IMAGE, DockerEngine
-from serving import Server
+from docker_engine import IMAGE
 
 pytestmark = pytest.mark.engine("docker")
 
@@ -23,15 +20,6 @@ SEEDS = range(1, int(os.environ.get("CHAOS_SEEDS", "1")) + 1)
 BUNDLES = 40
 KILLS = 12
 WORKERS = ("w1", "w2")
-
-
-@pytest.fixture
-def stand(tmp_path: Path, server: Server, own_engine: DockerEngine) -> Iterator[Containers]:
-    stand = Containers(tmp_path, server, own_engine)
-    try:
-        yield stand
-    finally:
-        stand.close()
 
 
 def start(stand: Containers, worker_id: str) -> None:

@@ -12,7 +12,6 @@ import pytest
 from containers import Containers, as_worker_of, eventually, touch
 from docker_engine import IMAGE, DockerEngine
 from scripted_server import Content, Fault, ScriptedServer
-from serving import Server
 from worker_process import WorkerProcess
 
 from bundles.exits import WorkerExit
@@ -36,15 +35,6 @@ def worker(
     worker = as_worker_of(docker_engine, WorkerProcess(tmp_path, script.url))
     yield worker
     worker.close()
-
-
-@pytest.fixture
-def stand(tmp_path: Path, server: Server, own_engine: DockerEngine) -> Iterator[Containers]:
-    stand = Containers(tmp_path, server, own_engine)
-    try:
-        yield stand
-    finally:
-        stand.close()
 
 
 def start(worker: WorkerProcess) -> None:

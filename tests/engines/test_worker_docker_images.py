@@ -11,21 +11,11 @@ from pathlib import Path
 
 import pytest
 from containers import Containers, eventually
-from docker_engine import IMAGE, DockerEngine, Registry
-from serving import Server
+from docker_engine import IMAGE, Registry
 
 pytestmark = [pytest.mark.engine("docker"), pytest.mark.engine("docker-registry")]
 
 WAIT = ": > here; while [ ! -e go ]; do sleep 0.05; done"
-
-
-@pytest.fixture
-def stand(tmp_path: Path, server: Server, own_engine: DockerEngine) -> Iterator[Containers]:
-    stand = Containers(tmp_path, server, own_engine)
-    try:
-        yield stand
-    finally:
-        stand.close()
 
 
 def publish(stand: Containers, registry: Registry, name: str, **files: bytes) -> str:
