@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from enum import StrEnum
+from typing import ClassVar
 
 from backends.base import Backend, Context, Job, JobResources, LaunchRequest
 
@@ -49,7 +50,7 @@ class Harness(ABC):
 
     worker: Sequence[str]
     """A command line that jobs run instead of a worker: that of `stand_in`, where it can run."""
-    impossible: Mapping[Circumstance, str] = {}
+    impossible: ClassVar[Mapping[Circumstance, str]] = {}
     resources: JobResources = JobResources(cpus=1, gpus=0, memory_bytes=64 * 1024**2)
     patience_seconds: float = 60.0
     """How long the service may take until a job is where it should be."""

@@ -27,7 +27,8 @@ WORKERS = ("--filter", "label=worker-manager.pool=local-docker")
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
+def hasty_server(tmp_path: Path) -> Iterator[Server]:
+    """Gives up a worker that is silent for a moment."""
     running = Server(tmp_path)
     running.start("--worker-timeout-seconds", "5")
     try:
@@ -81,8 +82,9 @@ def inspected(engine: DockerEngine, name: str) -> dict[str, Any]:
 
 
 def test_sixty_bundles_drain_though_a_worker_is_killed(
-    server: Server, engine: DockerEngine
+    hasty_server: Server, engine: DockerEngine
 ) -> None:
+    server = hasty_server
     managers = Managers(server)
     with server.client() as client, manager(server, engine, "--runtime", "process"):
         assert names(engine, "--all") == []
