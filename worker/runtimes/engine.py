@@ -71,7 +71,9 @@ def find_engine(kind: str) -> Engine:
         engine = Engine(**place, version=version, timeout=int(CALL_SECONDS))
         engine._made_with = place
         options = [str(option) for option in about.get("SecurityOptions") or ()]
-        engine.is_rootless = any("rootless" in option for option in options)
+        # Docker says it in one place, podman in another.
+        is_rootless = any("rootless" in option for option in options)
+        engine.is_rootless = is_rootless or bool(about.get("Rootless"))
         engine.is_podman = kind == "podman" or "BuildahVersion" in about
         numbers = re.findall(r"\d+", str(about.get("ServerVersion")))
         engine.release = tuple(int(number) for number in numbers[:2])
