@@ -108,8 +108,11 @@ class Connection:
         if settings.account_key:
             return settings.account_key
         if settings.account_key_file:
+            path = Path(settings.account_key_file).expanduser()
             try:
-                return Path(settings.account_key_file).expanduser().read_text().strip()
+                if path.stat().st_mode & 0o077:
+                    raise Invalid(f"--account-key-file {path} is open to others: chmod 600 {path}")
+                return path.read_text().strip()
             except (OSError, UnicodeDecodeError) as error:
                 raise Invalid(f"--account-key-file cannot be read: {error}") from error
         return os.environ.get(ACCOUNT_KEY_VARIABLE) or None

@@ -9,6 +9,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
+from backends.azure_batch.words import first_line, word
 from backends.base import (
     BackendError,
     Invalid,
@@ -58,7 +59,7 @@ _STATUSES: dict[int, type[BackendError]] = {
 def code_of(error: Exception) -> str:
     """The service's code of an SDK's error, "" when it has none."""
     code = getattr(getattr(error, "error", None), "code", None) or getattr(error, "error_code", "")
-    return str(getattr(code, "value", code) or "")
+    return word(code)
 
 
 def by_code(code: str, sentence: str, status: int = 400) -> BackendError:
@@ -85,14 +86,8 @@ def backend_error(error: Exception, doing: str) -> BackendError | None:
             mapped.retry_after_seconds = _retry_after_seconds(error)
         return mapped
     if isinstance(error, ClientAuthenticationError):
-        return Unauthorized(f"{doing}: no identity of Azure is to be had: {first_line(error)}")
+        return Unauthorized(f"{doing}: no credentials that can be used: {first_line(error)}")
     return Unreachable(f"{doing}: no answer from Azure: {first_line(error)}")
-
-
-def first_line(text: object) -> str:
-    """The words of a message that are for people: what follows are ids of requests."""
-    lines = str(text).strip().splitlines()
-    return lines[0].strip()[:300] if lines else ""
 
 
 def _retry_after_seconds(error: object) -> float | None:

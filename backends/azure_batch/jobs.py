@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from backends.azure_batch.words import word
 from backends.base import EndCause, Job, JobState, LaunchKey
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ _ENDED_BY_REQUEST = "TaskEnded"
 def job_of(task: BatchTask, key: LaunchKey, *, asked_to_end: bool, waiting: str) -> Job:
     """``asked_to_end``: we asked. ``waiting``: what a task waits for that no node has taken."""
     # A state that is not known yet counts as alive: a worker too few is better than one too many.
-    state = _STATES.get(_text(task.state), JobState.ACTIVE)
+    state = _STATES.get(word(task.state), JobState.ACTIVE)
     execution = task.execution_info
     # A task that was ended before a node had it has a start time, too, and no node.
     has_run = task.node_info is not None
@@ -63,9 +64,9 @@ def job_of(task: BatchTask, key: LaunchKey, *, asked_to_end: bool, waiting: str)
 
 
 def _waiting(task: BatchTask, waiting: str) -> str:
-    if _text(task.state) == "preparing":
+    if word(task.state) == "preparing":
         return "its node prepares it"
-    if _text(task.previous_state) in ("running", "preparing"):
+    if word(task.previous_state) in ("running", "preparing"):
         return f"its node was preempted or lost, and it is queued again: {waiting}"
     return waiting
 
@@ -87,13 +88,9 @@ def _end(execution: Any, *, asked_to_end: bool) -> tuple[EndCause, str]:
         return (EndCause.KILLED_BY_OTHERS if killed else EndCause.FAILED), why
     if failure is None:
         return EndCause.UNKNOWN, why
-    is_ours = _text(failure.category).lower() == "usererror"
+    is_ours = word(failure.category).lower() == "usererror"
     return (EndCause.FAILED if is_ours else EndCause.UNKNOWN), why
 
 
 def _seconds(time: datetime | None) -> float | None:
     return time.timestamp() if time is not None else None
-
-
-def _text(value: Any) -> str:
-    return str(getattr(value, "value", value) or "")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from backends.azure_batch.options import AzureSettings
 from backends.azure_batch.pools import PoolNews
 from backends.azure_batch.service import Service
+from backends.azure_batch.words import word
 from backends.base import BackendError, Invalid
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def look(service: Service, settings: AzureSettings) -> Place:
 
 
 def _job_error(job: BatchJob, settings: AzureSettings, pool_id: str | None) -> Invalid | None:
-    state = str(getattr(job.state, "value", job.state))
+    state = word(job.state)
     if state not in ("active", "enabling"):
         return Invalid(
             f"--job-id {settings.job_id}: the job is {state}; enable it, or give another id"

@@ -6,9 +6,10 @@ Pure: reads the SDK's answers and asks nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from backends.azure_batch.errors import by_code
+from backends.azure_batch.words import word
 from backends.base import BackendError, Invalid, OutOfCapacity, QuotaExceeded
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ POOL_FIELDS = [
     "currentLowPriorityNodes",
     "targetDedicatedNodes",
     "targetLowPriorityNodes",
-    "enableAutoScale",
     "taskSlotsPerNode",
     "virtualMachineConfiguration",
     "identity",
@@ -39,7 +39,6 @@ class PoolNews:
     nodes: int
     wanted: int
     allocation: str
-    is_automatic: bool
     slots_per_node: int
     takes_containers: bool
     images: tuple[str, ...]
@@ -53,11 +52,10 @@ class PoolNews:
         identity = pool.identity
         return cls(
             id=pool.id,
-            state=_text(pool.state),
+            state=word(pool.state),
             nodes=(pool.current_dedicated_nodes or 0) + (pool.current_low_priority_nodes or 0),
             wanted=(pool.target_dedicated_nodes or 0) + (pool.target_low_priority_nodes or 0),
-            allocation=_text(pool.allocation_state),
-            is_automatic=bool(pool.enable_auto_scale),
+            allocation=word(pool.allocation_state),
             slots_per_node=pool.task_slots_per_node or 1,
             takes_containers=containers is not None,
             images=tuple((containers.container_image_names or ()) if containers else ()),
@@ -94,8 +92,3 @@ class PoolNews:
                 if isinstance(error, OutOfCapacity | QuotaExceeded):
                     return error
         return None
-
-
-def _text(value: Any) -> str:
-    """The text of what may be an enumeration of the SDK, or a word that it does not know."""
-    return str(getattr(value, "value", value) or "")

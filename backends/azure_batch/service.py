@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from backends.azure_batch.connection import Connection
 from backends.azure_batch.definition import collections
-from backends.azure_batch.errors import by_code, code_of, first_line
+from backends.azure_batch.errors import by_code, code_of
 from backends.azure_batch.jobs import TASK_FIELDS
 from backends.azure_batch.pools import POOL_FIELDS, PoolNews
+from backends.azure_batch.words import first_line, word
 from backends.base import BackendError, Invalid, Unreachable
 
 if TYPE_CHECKING:
@@ -109,23 +110,18 @@ class Service:
 
     def _add(self, collection: list[dict[str, Any]]) -> dict[str, Added | BackendError]:
         """One call, and more for the tasks that Azure itself failed at."""
-        added: dict[str, Added | BackendError] = {}
-        left = collection
-        for _ in range(SERVER_ERROR_ATTEMPTS):
-            for result in self._create(left):
-                added[result.task_id] = _outcome(result)
-            left = [
-                task
-                for task in left
-                if isinstance(added.get(task["id"], Unreachable()), Unreachable)
-            ]
-            if not left:
+        added: dict[str, Added | BackendError] = self._create(collection)
+        for _ in range(SERVER_ERROR_ATTEMPTS - 1):
+            failed = [task for task in collection if isinstance(added[task["id"]], Unreachable)]
+            if not failed:
                 break
-        for task in left:
-            added.setdefault(task["id"], Unreachable(f"Azure said nothing of {task['id']}"))
+            try:
+                added |= self._create(failed)
+            except BackendError:
+                break  # what became of the others is known all the same
         return added
 
-    def _create(self, collection: list[dict[str, Any]]) -> list[BatchTaskCreateResult]:
+    def _create(self, collection: list[dict[str, Any]]) -> dict[str, Added | BackendError]:
         def create(client: BatchClient) -> list[BatchTaskCreateResult]:
             from azure.batch.models import BatchTaskGroup
             from azure.core.exceptions import HttpResponseError
@@ -140,7 +136,12 @@ class Service:
             return list(answer.result_values or ())
 
         number = f"{len(collection)} task{'' if len(collection) == 1 else 's'}"
-        return self._connection.call(f"adding {number} to the job {self._job_id}", create)
+        results = self._connection.call(f"adding {number} to the job {self._job_id}", create)
+        told = {result.task_id: _outcome(result) for result in results}
+        return {
+            task["id"]: told.get(task["id"]) or Unreachable(f"Azure said nothing of {task['id']}")
+            for task in collection
+        }
 
     def tasks(self, condition: str, *, pages: int | None = None) -> list[BatchTask]:
         """The tasks that fulfil an OData condition, all or the first ``pages`` of 1,000.
@@ -241,7 +242,7 @@ class _TooLarge(Exception):
 
 
 def _outcome(result: BatchTaskCreateResult) -> Added | BackendError:
-    status = str(getattr(result.status, "value", result.status)).lower()
+    status = word(result.status).lower()
     if status == "success":
         return Added.NEW
     code = (result.error.code if result.error else "") or ""

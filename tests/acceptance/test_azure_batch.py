@@ -148,6 +148,17 @@ def test_a_task_that_azure_fails_at_every_time_may_be_there(stand: Stand) -> Non
     assert isinstance(result, Unreachable)
 
 
+def test_what_was_added_is_known_when_trying_the_rest_again_fails(stand: Stand) -> None:
+    asked = requests_for(3)
+    stand.batch.task_errors[str(asked[1].key)] = (9, "servererror", "InternalError")
+    backend = stand.backend()
+    only_jobs(backend.launch(requests_for(1)))
+    busy = refusal(503, "ServerBusy", "", {"Retry-After": "300"})
+    with stand.batch.wire.failing(Fault("POST", COLLECTION, answer=busy, after=1)):
+        results = backend.launch(asked)
+    assert [type(result) for result in results] == [Job, Unreachable, Job]
+
+
 # Once only
 
 
@@ -328,6 +339,9 @@ def test_a_key_that_is_changed_under_a_running_manager_is_read_again(
     monkeypatch.delenv("AZURE_BATCH_ACCESS_KEY")
     key = tmp_path / "key"
     key.write_text(ACCOUNT_KEY + "\n")
+    with pytest.raises(Invalid, match="chmod 600"):
+        stand.backend(account_key_file=str(key)).list_jobs()
+    key.chmod(0o600)
     backend = stand.backend(account_key_file=str(key))
     assert backend.list_jobs() == []
     stand.batch.key = "YW5vdGhlciBrZXk="
@@ -335,6 +349,15 @@ def test_a_key_that_is_changed_under_a_running_manager_is_read_again(
         backend.list_jobs()
     key.write_text(stand.batch.key)
     assert backend.list_jobs() == []
+
+
+def test_a_storage_key_that_is_none_launches_nothing(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AZURE_STORAGE_KEY", "not base64!")
+    (result,) = stand.backend().launch(requests_for(1, secrets={"TOKEN": "hush"}))
+    assert isinstance(result, Unauthorized)
+    assert stand.tasks == {}
 
 
 @pytest.mark.parametrize(

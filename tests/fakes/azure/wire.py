@@ -55,7 +55,8 @@ class Exchange:
 
 @dataclass
 class Fault:
-    """What goes wrong with the next ``times`` requests whose method and target match.
+    """What goes wrong with the next ``times`` requests whose method and target match, once
+    ``after`` of them went well.
 
     ``answer``: given instead of the service's. Without one the reply is lost, after the request
     was carried out if ``carried_out``, and not before ``until`` if that is given.
@@ -64,6 +65,7 @@ class Fault:
     method: str = ""
     target: str = ""
     times: int = 1_000_000
+    after: int = 0
     answer: Answer | None = None
     carried_out: bool = False
     until: threading.Event | None = None
@@ -130,6 +132,9 @@ class Wire:
             for fault in self.faults:
                 is_method = request.method.startswith(fault.method)
                 if is_method and re.search(fault.target, request.target):
+                    if fault.after:
+                        fault.after -= 1
+                        continue
                     fault.times -= 1
                     if fault.times == 0:
                         self.faults.remove(fault)
