@@ -73,18 +73,20 @@ def inspected_job(
         ended=_seconds(state.get("FinishedAt")),
         exit_code=exit_code,
         why=_why(state),
-        cause=end_cause(exit_code, was_asked=was_asked),
+        cause=_cause(state, was_asked=was_asked),
     )
 
 
-def end_cause(exit_code: int | None, *, was_asked: bool) -> EndCause:
+def _cause(state: Mapping[str, Any], *, was_asked: bool) -> EndCause:
+    exit_code = state.get("ExitCode")
     if exit_code == 0:
         return EndCause.FINISHED
     if was_asked:
         return EndCause.KILLED_BY_US
     if exit_code is None:
         return EndCause.UNKNOWN
-    return EndCause.KILLED_BY_OTHERS if exit_code > 128 else EndCause.FAILED
+    was_killed = exit_code > 128 and not state.get("OOMKilled")
+    return EndCause.KILLED_BY_OTHERS if was_killed else EndCause.FAILED
 
 
 def _not_started(job: Job, now: float) -> Job:

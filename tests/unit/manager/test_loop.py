@@ -12,7 +12,14 @@ import httpx
 import pytest
 from pool_fakes import GIB, NOW, FakeBackend, FakeServer
 
-from backends.base import Invalid, JobResources, JobState, OutOfCapacity, Unreachable
+from backends.base import (
+    Invalid,
+    JobResources,
+    JobState,
+    OutOfCapacity,
+    Throttled,
+    Unreachable,
+)
 from bundles.client import Client
 from bundles.errors import NotAuthenticated, ServerFault
 from bundles.home import Credentials
@@ -310,3 +317,30 @@ def test_nothing_is_launched_when_the_ledger_cannot_be_written(stand: Stand) -> 
     with pytest.raises(sqlite3.OperationalError):
         manager.tick()
     assert stand.backend.jobs == []
+
+
+def test_a_service_that_asked_for_a_pause_is_not_asked_to_launch_before_it_is_over(
+    stand: Stand,
+) -> None:
+    manager = stand.start()
+    stand.shapes(1)
+    stand.backend.refusal = Throttled("too often", retry_after_seconds=90.0)
+    manager.tick()
+    assert stand.outcomes() == [Outcome.REFUSED]
+    stand.backend.refusal = None
+    stand.now += 89.0
+    decision = manager.tick()
+    assert decision.launch == 0
+    assert any("asked for a pause" in reason.sentence for reason in decision.reasons)
+    stand.now += 2.0
+    assert manager.tick().launch == 1
+
+
+def test_a_list_is_not_asked_for_again_before_the_pause_that_the_service_asked_for(
+    stand: Stand,
+) -> None:
+    manager = stand.start(sleep_seconds=1.0)
+    stand.backend.error = Throttled("too often", retry_after_seconds=90.0)
+    assert manager._guarded_tick() == 90.0
+    stand.backend.error = Throttled("too often")
+    assert manager._guarded_tick() < 10.0
