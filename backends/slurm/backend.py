@@ -37,7 +37,16 @@ from backends.base import (
 from backends.slurm.check import findings
 from backends.slurm.cluster import Cluster
 from backends.slurm.commands import Commands, LostReply
-from backends.slurm.jobs import Element, Evidence, Mark, gone_job, has_ended, job, parse_id
+from backends.slurm.jobs import (
+    Element,
+    Evidence,
+    Mark,
+    gone_job,
+    has_ended,
+    job,
+    parse_id,
+    was_refused,
+)
 from backends.slurm.launches import WORK, Launch, Launches
 from backends.slurm.script import preview, script, secrets_text, submission
 from backends.slurm.settings import Options
@@ -190,7 +199,7 @@ class Slurm:
         """The array of a submission whose reply was lost. Raises Unreachable when none is found:
         the controller may still come to it."""
         with suppress(BackendError):
-            for element, mark in self._cluster.queue():
+            for element, mark in self._our_queue():
                 if mark == launch.mark:
                     return element.array
         raise Unreachable(f"{lost}; {launch.mark.first} may or may not have been taken")
@@ -243,13 +252,14 @@ class Slurm:
         return jobs
 
     def _our_queue(self) -> list[tuple[Element, Mark]]:
-        """The elements that carry our mark and pool."""
+        """The elements that carry our mark and pool, but for those that never were jobs."""
         if not self._context.owner:
             return []
         return [
             (element, mark)
             for element, mark in self._cluster.queue()
             if (mark.owner, mark.pool) == (self._context.owner, self._context.pool)
+            and not was_refused(element)
         ]
 
     def _failed(self, elements: Sequence[tuple[Element, LaunchKey]]) -> list[Job]:

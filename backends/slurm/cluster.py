@@ -145,7 +145,7 @@ class Cluster:
             for part in _parts([str(array) for array in names]):
                 text = self.commands.ask(
                     "asking Slurm's accounting",
-                    *("sacct", "--noheader", "--allocations", "--array", "--parsable2"),
+                    *("sacct", "--noheader", "--allocations", "--parsable2"),
                     *(f"--delimiter={SEPARATOR}", f"--jobs={','.join(part)}"),
                     f"--format={','.join(HISTORY_FIELDS)}",
                 )

@@ -88,7 +88,8 @@ class Commands:
     def _ask(self, doing: str, words: Sequence[str]) -> str:
         answer = self.run(doing, words, self._read_seconds)
         if answer.code != 0:
-            raise slurm_error(doing, answer.said)
+            # scontrol complains on stdout.
+            raise slurm_error(doing, answer.said or answer.output)
         return answer.output
 
     def cancel(self, ids: Sequence[str]) -> dict[str, str]:

@@ -164,6 +164,11 @@ def parse_history(text: str, names: Mapping[int, str]) -> list[Element]:
     return found
 
 
+def was_refused(element: Element) -> bool:
+    """Whether it is what the controller keeps of a submission that it refused."""
+    return (element.state, element.reason) == ("FAILED", "BadConstraints")
+
+
 def has_ended(state: str) -> bool:
     return state in _ENDED
 

@@ -87,7 +87,7 @@ AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=127.0.0.1
 AccountingStoragePort={port}
 AccountingStoragePass={directory}/munge.socket
-AccountingStorageEnforce=associations,limits
+AccountingStorageEnforce=associations,limits,qos
 """
 
 _DATABASE_DAEMON = """

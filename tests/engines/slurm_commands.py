@@ -9,8 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-Fault = Literal["lose-reply", "tear", "hang", "refuse", "unreachable", "throttle", "throttle-twice"]
-"""lose-reply: sbatch submits and is killed before it says so. tear: squeue stops half-way."""
+Fault = Literal[
+    "lose-reply", "hang-after", "tear", "forget", "hang", "refuse", "unreachable", "throttle",
+    "throttle-twice",
+]  # fmt: skip
+"""lose-reply: sbatch submits and is killed before it says so. hang-after: it submits and hangs.
+tear: squeue stops half-way. forget: the controller knows no job any more."""
 
 PROGRAMS = ("sbatch", "squeue", "scancel", "scontrol", "sacct")
 
@@ -37,6 +41,9 @@ case $fault in
             exit 1
         fi ;;
     lose-reply) if [ {program} = sbatch ]; then {real} "$@" > "$directory/reply"; kill -9 $$; fi ;;
+    hang-after)
+        if [ {program} = sbatch ]; then {real} "$@" > "$directory/reply"; exec sleep 1000; fi ;;
+    forget) [ {program} != squeue ] || exit 0 ;;
     tear)
         if [ {program} = squeue ]; then
             {real} "$@" > "$directory/whole"
