@@ -86,7 +86,10 @@ def backend_error(error: Exception, doing: str) -> BackendError | None:
             mapped.retry_after_seconds = _retry_after_seconds(error)
         return mapped
     if isinstance(error, ClientAuthenticationError):
-        return Unauthorized(f"{doing}: no credentials that can be used: {first_line(error)}")
+        return Unauthorized(
+            f"{doing}: no credentials that can be used: {first_line(error)} (set the account's key, "
+            "or log in: az login)"
+        )
     return Unreachable(f"{doing}: no answer from Azure: {first_line(error)}")
 
 

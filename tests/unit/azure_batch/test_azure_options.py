@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from backends import azure_batch
 from backends.azure_batch.errors import by_code
 from backends.azure_batch.options import AzureSettings, options
 from backends.base import (
     BackendError,
+    Context,
     Invalid,
     OutOfCapacity,
     QuotaExceeded,
@@ -110,6 +114,19 @@ def test_every_error_is_one_of_the_taxonomy(
     code: str, status: int, error: type[BackendError]
 ) -> None:
     assert type(by_code(code, "a sentence", status)) is error
+
+
+def test_a_library_that_is_missing_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def none(name: str) -> str:
+        if name == "azure-storage-blob":
+            raise PackageNotFoundError(name)
+        return "1"
+
+    monkeypatch.setattr(azure_batch, "version", none)
+    with pytest.raises(Invalid, match=r"azure-storage-blob: pip install 'worker-manager\[azure\]'"):
+        azure_batch.create(Context(tmp_path, "0" * 16, "p"), GOOD)
 
 
 def test_no_sdk_is_loaded_before_azure_is_asked_something() -> None:
