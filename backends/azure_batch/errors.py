@@ -87,8 +87,8 @@ def backend_error(error: Exception, doing: str) -> BackendError | None:
         return mapped
     if isinstance(error, ClientAuthenticationError):
         return Unauthorized(
-            f"{doing}: no credentials that can be used: {first_line(error)} (set the account's key, "
-            "or log in: az login)"
+            f"{doing}: no credentials that can be used: {first_line(error)} "
+            "(set the account's key, or log in: az login)"
         )
     return Unreachable(f"{doing}: no answer from Azure: {first_line(error)}")
 
