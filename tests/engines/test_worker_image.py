@@ -21,7 +21,7 @@ from worker.runtimes.docker import WORKER_LABEL
 pytestmark = [
     pytest.mark.engine("docker"),
     pytest.mark.engine("docker-registry"),
-    pytest.mark.timeout(300),  # the first one waits until the image is built
+    pytest.mark.timeout(600),  # the first one waits until the image is built
 ]
 
 USER = 1000

@@ -12,7 +12,7 @@ pull. Its user is 1000:1000, its entry point `bundle-worker`; bundles can run in
 is mounted: `WorkerImage.socket_options` says how.
 
 It is built once a session, in about 40 seconds, which count for the first test that asks for it:
-mark it with `pytest.mark.timeout(300)`. No step of it has a network, so that the wheels are
+mark it with `pytest.mark.timeout(600)`. No step of it has a network, so that the wheels are
 gathered before, with the pins of constraints.txt.
 """
 
