@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -143,6 +144,27 @@ def test_a_run_without_network_has_none_and_one_with_it_has_its_worker_s(
     with_it = script.run(command)
     assert script.until_over(with_it)["exitcode"] == 0
     assert said(script, with_it) == "reached\n"
+
+
+@pytest.mark.parametrize("network", [True, False])
+def test_a_port_of_a_run_can_be_talked_to_whether_it_has_a_network_or_not(
+    script: ScriptedServer, worker: WorkerProcess, network: bool
+) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    listen = (
+        f'socket(S, 2, 1, 6); bind(S, pack("S n a4 x8", 2, {port}, pack("C4", 127, 0, 0, 1))); '
+        "listen(S, 5); $| = 1; print 1; accept(C, S); sysread(C, $b, 99); syswrite(C, uc $b);"
+    )
+    worker.start()
+    run = script.run(f"perl -e '{listen}'", network=network)
+    until_here(script, worker, run)
+    message = {"type": "netcat", "uuid": run, "socket_id": 1, "port": port, "message": "hello"}
+    script.send(message)
+    script.until(lambda: 1 in script.replies)
+    assert bytes(script.replies[1]) == b"HELLO"
+    assert script.until_over(run)["exitcode"] == 0
 
 
 def test_exit_codes_and_signals_are_those_of_the_command(
