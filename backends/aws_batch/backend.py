@@ -172,9 +172,10 @@ class AwsBatch:
                 self._launches.forget([launch])
                 raise
             return self._seek(launch, [request.key for request in row], error)
-        except BackendError:
+        except BackendError as error:
             self._launches.forget([launch])
-            self._definitions.clear()  # somebody may have deregistered it
+            if isinstance(error, Invalid):
+                self._definitions.clear()  # somebody may have deregistered it
             raise
         launch = replace(launch, job_id=answer["jobId"])
         self._launches.write(launch)
@@ -288,13 +289,11 @@ class AwsBatch:
     # List
 
     def list_jobs(self) -> list[Job]:
-        now = self._clock()
         launches = self._launches.all()
-        places = {Place(launch.queue, launch.definition) for launch in launches}
-        places.add(Place(self._look_at_queue().arn, self._definition_name))
-        return self._roster.jobs(
-            sorted(places, key=lambda place: (place.queue, place.definition)), launches, now
-        )
+        places = {Place(self._look_at_queue().arn, self._definition_name)}
+        # The options may be others since a submission whose reply was lost.
+        places |= {Place(lost.queue, lost.definition) for lost in launches if not lost.job_id}
+        return self._roster.jobs(sorted(places), launches, self._clock())
 
     # End
 

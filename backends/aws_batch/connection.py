@@ -15,7 +15,7 @@ from typing import Any
 
 import tenacity
 
-from backends.aws_batch.errors import backend_error, was_never_sent
+from backends.aws_batch.errors import backend_error, is_unknown_identity, was_never_sent
 from backends.aws_batch.options import is_loopback
 from backends.base import Invalid, Throttled, Unauthorized, Unreachable
 
@@ -32,11 +32,11 @@ class Patience:
     """
 
     connect_seconds: float = 5.0
-    read_seconds: float = 15.0
+    read_seconds: float = 10.0
     attempts: int = 4
     first_wait_seconds: float = 0.5
     longest_wait_seconds: float = 5.0
-    longest_seconds: float = 20.0
+    longest_seconds: float = 15.0
     """After this long no attempt begins."""
 
 
@@ -112,7 +112,9 @@ class Connection:
         """Files of credentials are read once by a session, and change when those in them expire."""
         try:
             return self._ask(service, operation, doing, ask)
-        except Unauthorized:
+        except Unauthorized as error:
+            if not is_unknown_identity(error):
+                raise
             with self._lock:
                 self._session = None
                 self._clients = {}

@@ -72,6 +72,16 @@ _STATUSES: dict[int, type[BackendError]] = {
     408: Unreachable,
     429: Throttled,
 }
+_FORBIDDEN = frozenset(
+    {
+        "AccessDenied",
+        "AccessDeniedException",
+        "NotAuthorized",
+        "OptInRequired",
+        "UnauthorizedOperation",
+    }
+)
+"""AWS knows who asks, and says no: other credentials of theirs would be told the same."""
 _NO_ANSWER = (
     "ConnectionError",
     "EndpointConnectionError",
@@ -129,6 +139,11 @@ def code_of(error: BaseException | None) -> str:
     response = getattr(error, "response", None) or {}
     # Some services of the "query" kind put a namespace in front.
     return str(response.get("Error", {}).get("Code") or "").rpartition("#")[2]
+
+
+def is_unknown_identity(error: BackendError) -> bool:
+    """Whether credentials were not there or not taken, which fresh ones may be."""
+    return isinstance(error, Unauthorized) and code_of(error.__cause__) not in _FORBIDDEN
 
 
 def was_never_sent(error: BackendError) -> bool:

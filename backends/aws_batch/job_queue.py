@@ -24,6 +24,8 @@ class Platform(StrEnum):
 
 _FARGATE_TYPES = ("FARGATE", "FARGATE_SPOT")
 _SPOT_TYPES = ("SPOT", "FARGATE_SPOT")
+_MANAGED = "ECS_MANAGED_INSTANCES"
+"""It takes job definitions of another kind (RegisterJobDefinition, `platformCapabilities`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +55,9 @@ def read_queue(
     }
     for environment in environments:
         if environment.get("containerOrchestrationType") == "EKS":
-            raise Invalid(
-                f"--job-queue {name!r} is of EKS, which runs no containers of ECS: give another"
-            )
+            raise Invalid(f"--job-queue {name!r} is of EKS: give one of EC2 or Fargate")
+    if _MANAGED in types:
+        raise Invalid(f"--job-queue {name!r} is of {_MANAGED}: give one of EC2 or Fargate")
     found = Platform.FARGATE if types & set(_FARGATE_TYPES) else Platform.EC2
     if platform != "auto":
         wanted = Platform(platform.upper())

@@ -27,7 +27,7 @@ MARGIN_SECONDS = 600.0
 """A list goes back so far before the last one: clocks differ, and what was late is still found."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class Place:
     """Where submissions of ours are found: a queue, and the name of their job definitions."""
 

@@ -432,6 +432,12 @@ def test_what_has_ended_is_not_asked_for_again(aws: FakeAws, manager: Manager) -
     before = aws.calls("DescribeJobs")
     assert {job.cause for job in manager.backend.list_jobs()} == {EndCause.FINISHED}
     assert aws.calls("DescribeJobs") == before
+    (ended, living) = manager.launch(2)
+    aws.batch.start(ended.id)
+    aws.batch.exited(ended.id, 0)
+    for _ in range(2):
+        manager.backend.list_jobs()
+    assert aws.asked("DescribeJobs")[-1]["jobs"] == [living.id]
 
 
 def test_a_list_goes_back_only_to_the_last_one(aws: FakeAws, manager: Manager) -> None:
@@ -493,12 +499,17 @@ def test_jobs_that_another_option_would_hide_are_still_listed(
     aws: FakeAws, manager: Manager
 ) -> None:
     (old,) = manager.launch(1)
+    (request,) = manager.requests(1)
+    aws.batch.lag_seconds = 30.0
+    with aws.trouble(Fault.REPLY_LOST, "SubmitJob"):
+        manager.backend.launch([request])
     moved = Manager(
         aws, manager.context.directory, job_queue="spots", job_definition_name="another"
     )
     moved.sequence = 5
     (new,) = moved.launch(1)
-    assert set(moved.listed()) == {old.id, new.id}
+    aws.advance(31.0)
+    assert {job.key for job in moved.backend.list_jobs()} == {old.key, request.key, new.key}
 
 
 def test_jobs_are_found_without_anything_on_this_machine(
@@ -668,6 +679,18 @@ def test_a_platform_that_the_queue_is_not_is_said(aws: FakeAws, tmp_path: Path) 
     assert "--platform fargate" in faults(manager)["--job-queue"].sentence
 
 
+@pytest.mark.parametrize("kind", ["EKS", "ECS_MANAGED_INSTANCES"])
+def test_a_queue_of_machines_that_workers_cannot_run_on_is_said(
+    aws: FakeAws, manager: Manager, kind: str
+) -> None:
+    environment = aws.batch.environments["workers-environment"]
+    if kind == "EKS":
+        environment["containerOrchestrationType"] = kind
+    else:
+        environment["computeResources"]["type"] = kind
+    assert kind in faults(manager)["--job-queue"].sentence
+
+
 def test_whose_share_it_is_must_be_said_on_a_fair_queue_alone(
     aws: FakeAws, manager: Manager, tmp_path: Path
 ) -> None:
@@ -752,6 +775,14 @@ def test_credentials_that_were_exchanged_in_their_file_are_read_again(
     with aws.trouble(Fault.UNAUTHORIZED, left=1):
         assert len(manager.listed()) == 1
     assert "Credential=NEW/" in aws.requests[-1].headers
+
+
+def test_who_is_known_and_may_not_is_not_asked_for_other_credentials(
+    aws: FakeAws, manager: Manager
+) -> None:
+    with aws.trouble(Fault.FORBIDDEN, "DescribeJobQueues"), pytest.raises(Unauthorized):
+        manager.backend.list_jobs()
+    assert aws.calls() == 1
 
 
 def test_an_emulator_on_this_machine_needs_no_credentials(
