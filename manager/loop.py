@@ -18,6 +18,7 @@ from backends.base import (
     KEY,
     Backend,
     BackendError,
+    EndCause,
     Job,
     JobResources,
     JobState,
@@ -50,6 +51,10 @@ REFUSALS_BEFORE_LEAVING = 2
 buys a new token. One that never took them is left at once."""
 
 log = logging.getLogger("manager")
+
+
+class TooManyFailed(BundlesError):
+    """More workers have failed than the operator allows: no more are launched."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +105,10 @@ class Launcher:
 
 @dataclass
 class PoolManager:
-    """Keeps one pool. The caller holds the pool's lock, and closes what it passed in."""
+    """Keeps one pool. The caller holds the pool's lock, and closes what it passed in.
+
+    ``failures_allowed``: when more workers than this have failed since the start, it gives up.
+    """
 
     pool: str
     config: PoolConfig
@@ -114,6 +122,7 @@ class PoolManager:
     make_feed: Callable[[], ChangeFeed]
     sleep_seconds: float = 5.0
     restart_after_seconds: float | None = None
+    failures_allowed: int | None = None
     clock: Callable[[], float] = time.time
     _complaint: str = ""
     _failures: int = 0
@@ -121,6 +130,7 @@ class PoolManager:
     _accepted: bool = False
     _journal_fails: bool = False
     _throttled_until: float = 0.0
+    _failed_workers: int = 0
 
     # One tick
 
@@ -178,6 +188,12 @@ class PoolManager:
             self.ledger.settle_all(outcomes)
         for job in self.ledger.record_ends(observation.jobs):
             log.info("%s", _farewell(job))
+            self._failed_workers += job.cause is EndCause.FAILED
+        if self.failures_allowed is not None and self._failed_workers > self.failures_allowed:
+            raise TooManyFailed(
+                f"{count(self._failed_workers, 'worker')} failed, {self.failures_allowed} may: "
+                "see their logs, and start this command again"
+            )
         missing = [
             launch.key
             for launch in self.ledger.running(self.pool)
@@ -225,7 +241,7 @@ class PoolManager:
     def run(self) -> bool:
         """Tick until stopped (False) or due for a restart (True).
 
-        Raises NotAuthenticated when the server refuses us for good.
+        Raises NotAuthenticated when the server refuses us for good, and TooManyFailed.
         """
         feed: ChangeFeed | None = None
         restart_at = time.monotonic() + (self.restart_after_seconds or float("inf"))
@@ -263,6 +279,8 @@ class PoolManager:
 
     def _failed(self, error: Exception) -> float:
         """Say why nothing is done, once; how long to wait, longer each time, in seconds."""
+        if isinstance(error, TooManyFailed):
+            raise error
         if isinstance(error, NotAuthenticated):
             self._refusals += 1
             if not self._accepted or self._refusals >= REFUSALS_BEFORE_LEAVING:

@@ -335,6 +335,7 @@ def _keep(pool: Pool, alarm: Alarm) -> int:
             make_feed=lambda: ChangeFeed(pool.client(), alarm),
             sleep_seconds=settings["sleep_time"],
             restart_after_seconds=settings["restart_after_seconds"],
+            failures_allowed=settings.get("exit_after_num_failed"),
         )
         log.info(
             "keeping %d to %d workers in the pool %s for %s",

@@ -13,6 +13,7 @@ import pytest
 from pool_fakes import GIB, NOW, FakeBackend, FakeServer
 
 from backends.base import (
+    EndCause,
     Invalid,
     JobResources,
     JobState,
@@ -27,7 +28,7 @@ from manager.alarm import Alarm
 from manager.command import WorkerOptions
 from manager.journal import Journal, last_entry
 from manager.ledger import Ledger, Outcome, Pool
-from manager.loop import Launcher, PoolManager
+from manager.loop import Launcher, PoolManager, TooManyFailed
 from manager.observe import Observer, QueueConfig
 from manager.policy import PoolConfig
 
@@ -344,3 +345,34 @@ def test_a_list_is_not_asked_for_again_before_the_pause_that_the_service_asked_f
     assert manager._guarded_tick() == 90.0
     stand.backend.error = Throttled("too often")
     assert manager._guarded_tick() < 10.0
+
+
+def end_last(stand: Stand, cause: EndCause) -> None:
+    """The last launched worker ends."""
+    stand.backend.jobs[-1] = replace(
+        stand.backend.jobs[-1], state=JobState.ENDED, ended=stand.now, exit_code=1, cause=cause
+    )
+
+
+def test_a_manager_gives_up_when_more_workers_failed_than_may(stand: Stand) -> None:
+    manager = stand.start(1)
+    manager.failures_allowed = 1
+    for cause in (EndCause.FAILED, EndCause.PREEMPTED, EndCause.KILLED_BY_US):
+        manager.tick()
+        end_last(stand, cause)
+        stand.now += 3600
+    manager.tick()
+    end_last(stand, EndCause.FAILED)
+    launched = len(stand.backend.launched)
+    with pytest.raises(TooManyFailed, match="2 workers failed, 1 may"):
+        manager.run()
+    assert len(stand.backend.launched) == launched
+
+
+def test_any_number_may_fail_unless_it_is_said(stand: Stand) -> None:
+    manager = stand.start(1)
+    for _ in range(5):
+        manager.tick()
+        end_last(stand, EndCause.FAILED)
+        stand.now += 3600
+    assert manager.tick().launch == 1
