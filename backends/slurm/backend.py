@@ -172,7 +172,12 @@ class Slurm:
         try:
             words = submission(self._launches.place(mark.first), mark, request, self._options)
             launch = self._launches.intend(
-                mark, words, self._script(mark, request), secrets_text(request), self._clock()
+                mark,
+                words,
+                self._script(mark, request),
+                secrets_text(request),
+                job_name=self._options.job_name,
+                intended=self._clock(),
             )
             try:
                 array = self._cluster.submit(words)

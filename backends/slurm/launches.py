@@ -21,6 +21,7 @@ import json
 import os
 import shlex
 import shutil
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,7 +111,14 @@ class Launches:
         return Launch(place, mark, launch.intended, launch.job_name, _array(place))
 
     def intend(
-        self, mark: Mark, words: list[str], script: str, secrets: str, intended: float
+        self,
+        mark: Mark,
+        words: Sequence[str],
+        script: str,
+        secrets: str,
+        *,
+        job_name: str,
+        intended: float,
     ) -> Launch:
         """Write down what is about to be submitted. The record comes last and says all is there."""
         place = self.place(mark.first)
@@ -120,7 +128,6 @@ class Launches:
         _write(place / "command", shlex.join(words) + "\n")
         if secrets:
             _write(place / SECRETS_NAME, secrets)
-        job_name = next(word.partition("=")[2] for word in words if word.startswith("--job-name="))
         record = {
             "owner": mark.owner,
             "number": mark.number,
