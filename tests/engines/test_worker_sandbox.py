@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -118,6 +119,15 @@ def test_a_run_reaches_no_state_of_its_worker_no_home_and_no_other_run(
     assert errors.count("Read-only file system") + errors.count("Permission denied") >= 5
     (directory / "go").touch()
     assert script.until_over(neighbour)["exitcode"] == 0
+
+
+def test_the_interpreter_of_the_worker_is_there_wherever_it_lies(
+    script: ScriptedServer, worker: WorkerProcess
+) -> None:
+    worker.start()
+    run = script.run(f"{sys.executable} -c 'import json, ssl; print(42)'")
+    assert script.until_over(run)["exitcode"] == 0
+    assert said(script, run) == "42\n"
 
 
 def test_a_run_of_root_may_do_nothing_that_is_root_s(
@@ -285,7 +295,10 @@ def test_a_sandbox_that_cannot_be_made_is_one_clear_sentence(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-def test_an_ordinary_user_s_runs_are_confined_too() -> None:
+def test_an_ordinary_user_s_runs_are_confined_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Ours may lie where only root gets to.
+    monkeypatch.setattr(sys, "prefix", "/usr")
+    monkeypatch.setattr(sys, "base_prefix", "/usr")
     with tempfile.TemporaryDirectory(prefix="of-nobody-") as name:
         place = Path(name)
         (place / "tmp").mkdir()

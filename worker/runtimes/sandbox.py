@@ -11,6 +11,7 @@ import os
 import shutil
 import stat
 import subprocess
+import sys
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -105,6 +106,12 @@ def _common_arguments(program: str, hidden: Collection[Path]) -> tuple[str, ...]
         elif path.is_dir() and any(path.iterdir()):
             line += ["--ro-bind", name, name]
             shown.append(path)
+    # Bundles may be queued with the worker's own interpreter in them, wherever that is installed.
+    for prefix in (sys.base_prefix, sys.prefix):
+        for name in dict.fromkeys((prefix, os.path.realpath(prefix))):
+            if name != "/" and not _is_in(Path(name), shown):
+                line += ["--ro-bind", name, name]
+                shown.append(Path(name))
     resolver = Path(os.path.realpath("/etc/resolv.conf"))
     if resolver.exists() and not _is_in(resolver, shown):
         line += ["--ro-bind", str(resolver), str(resolver)]
