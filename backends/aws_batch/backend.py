@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -63,6 +62,13 @@ class AwsBatch:
         clock: Callable[[], float] = time.time,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
+        prefix = context.work_directory_prefix
+        if prefix is not None and not prefix.strip("/"):
+            raise Invalid(f"--worker-work-dir-prefix {prefix!r} is no directory of its own")
+        if prefix is not None and not prefix.startswith("/"):
+            raise Invalid(
+                f"--worker-work-dir-prefix {prefix!r} must begin with / on a machine of AWS"
+            )
         self._context = context
         self._settings = settings
         self._clock = clock
@@ -163,7 +169,7 @@ class AwsBatch:
             self._parameters.write(first.secrets)
         asked = submission(self._context, self._settings, queue, definition, row)
         launch = Launch(str(first.key), len(row), queue.arn, self._definition_name, now)
-        self._launches.write(launch)
+        self._launches.intend(launch)
         doing = f"submitting {len(row)} workers to --job-queue {self._settings.job_queue}"
         try:
             answer = self._connection.ask("batch", "submit_job", doing, repeatable=False, **asked)
@@ -177,8 +183,7 @@ class AwsBatch:
             if isinstance(error, Invalid):
                 self._definitions.clear()  # somebody may have deregistered it
             raise
-        launch = replace(launch, job_id=answer["jobId"])
-        self._launches.write(launch)
+        launch = self._launches.identify(launch, answer["jobId"])
         self._roster.learn(launch)
         jobs = just_submitted(first.key, len(row), launch.job_id, now)
         return {request.key: job for request, job in zip(row, jobs, strict=True)}
@@ -208,9 +213,7 @@ class AwsBatch:
                 self._pause(self._connection.patience.first_wait_seconds * 2**look)
             found = self._roster.find(launch.first, launch.queue, doing)
             if found is not None:
-                launch = replace(launch, job_id=found.id)
-                self._launches.write(launch)
-                return launch
+                return self._launches.identify(launch, found.id)
         raise Unreachable(
             f"{lost or doing}: AWS shows no job {launch.first}, and it may come yet"
         ) from lost
@@ -300,6 +303,10 @@ class AwsBatch:
     def terminate(self, job_ids: Sequence[str]) -> dict[str, BackendError | None]:
         results: dict[str, BackendError | None] = {}
         living: list[str] = []
+        try:
+            self._learn()
+        except BackendError as error:
+            return dict.fromkeys(job_ids, error)
         for job_id in job_ids:
             try:
                 if self._ours(job_id) and not self._roster.is_ended(job_id):
@@ -327,10 +334,13 @@ class AwsBatch:
             return error
         return None
 
-    def _ours(self, job_id: str) -> bool:
-        """Whether AWS knows a job of ours of this id. Raises Invalid when it is another's."""
+    def _learn(self) -> None:
+        """Know our submissions without asking for them."""
         for launch in self._launches.all():
             self._roster.learn(launch)
+
+    def _ours(self, job_id: str) -> bool:
+        """Whether AWS knows a job of ours of this id. Raises Invalid when it is another's."""
         ours = self._roster.is_ours(job_id)
         if ours is False:
             raise Invalid(f"{job_id} is not a worker of the pool {self._context.pool}")
@@ -339,6 +349,7 @@ class AwsBatch:
     # Logs
 
     def logs(self, job_id: str) -> str:
+        self._learn()
         unknown = Invalid(f"there is no job {job_id} in AWS Batch")
         if not self._ours(job_id):
             raise unknown

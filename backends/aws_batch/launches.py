@@ -10,6 +10,7 @@ import errno
 import json
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -74,25 +75,37 @@ class Launches:
                 return launch
         return None
 
-    def write(self, launch: Launch) -> None:
-        """An intent is on disk when this returns; an id that a power cut takes is looked up.
-
-        Raises BackendError when it cannot be written.
-        """
-        known = self._read()
-        path = self._path(launch)
+    def intend(self, launch: Launch) -> None:
+        """On disk when this returns. Raises BackendError when it cannot be written."""
+        self._read()
         try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with path.with_suffix(".new").open("w") as file:
-                json.dump(asdict(launch), file)
-                file.flush()
-                if not launch.job_id:
-                    os.fsync(file.fileno())
-            path.with_suffix(".new").replace(path)
+            self._write(launch, synced=True)
         except OSError as error:
-            raise _disk_error(path, "written", error) from error
+            raise _disk_error(self._path(launch), "written", error) from error
+        self._keep(launch)
+
+    def identify(self, launch: Launch, job_id: str) -> Launch:
+        """The launch with its id. One that is not on disk can be looked up by the intent that is,
+        so that a disk which is full now undoes nothing."""
+        launch = replace(launch, job_id=job_id)
+        with suppress(OSError):
+            self._write(launch, synced=False)
+        self._keep(launch)
+        return launch
+
+    def _write(self, launch: Launch, *, synced: bool) -> None:
+        path = self._path(launch)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with path.with_suffix(".new").open("w") as file:
+            json.dump(asdict(launch), file)
+            file.flush()
+            if synced:
+                os.fsync(file.fileno())
+        path.with_suffix(".new").replace(path)
+
+    def _keep(self, launch: Launch) -> None:
         self._drop(launch)
-        known.setdefault(_random(launch), []).append(launch)
+        self._read().setdefault(_random(launch), []).append(launch)
 
     def forget(self, launches: Iterable[Launch]) -> None:
         """Launches of which nothing came, or of which nothing is left."""

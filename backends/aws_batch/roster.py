@@ -14,9 +14,9 @@ from typing import Any
 
 from backends.aws_batch.connection import Connection
 from backends.aws_batch.jobs import is_over, read_job
-from backends.aws_batch.launches import Launch
+from backends.aws_batch.launches import KEPT_SECONDS, Launch
 from backends.aws_batch.mark import ending_reason, first_key
-from backends.base import Context, Job, JobState, LaunchKey
+from backends.base import Context, Job, JobState, LaunchKey, Unreachable
 
 DESCRIBED_AT_ONCE = 100
 """What DescribeJobs takes (its documentation: up to 100 job ids)."""
@@ -50,6 +50,13 @@ class Submission:
             return [self.id]
         return [f"{self.id}:{index}" for index in range(self.size)]
 
+    def has(self, job_id: str) -> bool:
+        """Whether this is one of ``job_ids``."""
+        if self.size == 1:
+            return job_id == self.id
+        index = job_id.removeprefix(f"{self.id}:")
+        return index.isdecimal() and str(int(index)) == index and int(index) < self.size
+
     def key(self, job_id: str) -> LaunchKey:
         index = int(job_id.rpartition(":")[2]) if self.size > 1 else 0
         return replace(self.first, sequence=self.first.sequence + index)
@@ -65,6 +72,8 @@ class Roster:
         self._others: set[str] = set()
         """Ids that were looked at and are not ours, or ended too long ago to be listed."""
         self._ended: dict[str, Job] = {}
+        self._shown: dict[str, float] = {}
+        """When AWS last described a submission, or a child of it."""
         self._listed: dict[Place, float] = {}
 
     def jobs(self, places: Iterable[Place], launches: Iterable[Launch], now: float) -> list[Job]:
@@ -73,7 +82,6 @@ class Roster:
             self.learn(launch)
         for place in places:
             self._discover(place, now)
-        self._let_go(now)
         found: list[Job] = []
         living: list[Submission] = []
         for submission in self._submissions.values():
@@ -82,6 +90,7 @@ class Roster:
             if len(ended) < submission.size:
                 living.append(submission)
         found += self._look(living, now)
+        self._let_go(now)
         return sorted(found, key=lambda job: (job.created, job.key.sequence if job.key else 0))
 
     def learn(self, launch: Launch) -> None:
@@ -121,7 +130,7 @@ class Roster:
             if family not in known:
                 return None
         submission = self._submissions.get(family)
-        return submission is not None and job_id in submission.job_ids
+        return submission is not None and submission.has(job_id)
 
     def has(self, job_id: str) -> bool:
         """Whether there is such a submission of ours, of which something may be listed."""
@@ -209,41 +218,41 @@ class Roster:
             if job_id not in described and family.size > 1
         }
         described |= self.describe(childless)
+        for job_id in described:
+            self._shown[self._family(job_id)] = now
         found: list[Job] = []
-        gone: set[str] = set()
         for job_id, family in families.items():
             detail = described.get(job_id) or described.get(family.id)
             if detail is not None:
                 job = read_job(
                     detail, family.key(job_id), ending_reason(self._context), job_id=job_id
                 )
+            elif now - self._shown.get(family.id, 0.0) < MARGIN_SECONDS:
+                raise Unreachable(f"AWS does not show the job {job_id}, which it just showed")
             elif now - family.created < LAG_SECONDS:
                 job = _just_submitted(family, job_id)
             else:
-                gone.add(family.id)
                 continue
             if job.state is JobState.ENDED:
                 self._ended[job_id] = job
                 if not _is_recent(job, now):
                     continue
             found.append(job)
-        for family_id in gone:
-            self._forget(family_id)
         return found
 
     def _let_go(self, now: float) -> None:
-        """Of submissions of which everything ended too long ago to be listed."""
+        """Of submissions of which everything ended too long ago to be listed, and of those that
+        AWS has forgotten."""
         for submission in list(self._submissions.values()):
-            if all(
+            shown = self._shown.get(submission.id, submission.created)
+            if now - shown > KEPT_SECONDS or all(
                 job_id in self._ended and not _is_recent(self._ended[job_id], now)
                 for job_id in submission.job_ids
             ):
-                self._forget(submission.id)
-
-    def _forget(self, family_id: str) -> None:
-        for job_id in self._submissions.pop(family_id).job_ids:
-            self._ended.pop(job_id, None)
-        self._others.add(family_id)
+                for job_id in self._submissions.pop(submission.id).job_ids:
+                    self._ended.pop(job_id, None)
+                self._shown.pop(submission.id, None)
+                self._others.add(submission.id)
 
 
 def just_submitted(first: LaunchKey, size: int, job_id: str, now: float) -> list[Job]:

@@ -495,6 +495,35 @@ def test_a_job_that_aws_does_not_show_yet_is_pending(aws: FakeAws, manager: Mana
     }
 
 
+def test_a_job_that_aws_showed_and_does_not_show_is_not_taken_for_gone(
+    aws: FakeAws, manager: Manager
+) -> None:
+    first, second = [*manager.launch(1), *manager.launch(1)]
+    assert len(manager.listed()) == 2
+    aws.batch.hidden = {first.id}
+    with pytest.raises(Unreachable):
+        manager.backend.list_jobs()
+    aws.advance(601.0)
+    assert set(manager.listed()) == {second.id}
+    aws.batch.hidden = set()
+    assert set(manager.listed()) == {first.id, second.id}
+
+
+def test_an_id_that_cannot_be_written_down_is_looked_up(aws: FakeAws, manager: Manager) -> None:
+    requests = manager.requests(2)
+    obstacle = manager.context.directory / f"{requests[0].key}.new"
+
+    def obstruct(asked: dict[str, Any]) -> bool:
+        obstacle.mkdir()
+        return False
+
+    with aws.trouble(Fault.BROKEN, "SubmitJob", when=obstruct):
+        jobs = jobs_of(manager.backend.launch(requests))
+    assert jobs_of(manager.restarted().launch(requests)) == [*manager.listed().values()]
+    assert {job.id for job in jobs} == set(manager.listed())
+    assert aws.calls("SubmitJob") == 1
+
+
 def test_jobs_that_another_option_would_hide_are_still_listed(
     aws: FakeAws, manager: Manager
 ) -> None:
@@ -672,6 +701,15 @@ def test_a_pair_that_fargate_does_not_have_is_said_with_the_next_one(
     (refused,) = manager.backend.launch(manager.requests(1))
     assert isinstance(refused, Invalid)
     assert aws.calls("SubmitJob") == 0
+
+
+@pytest.mark.parametrize("prefix", ["work", "/"])
+def test_a_work_directory_that_no_container_can_have_is_said(
+    aws: FakeAws, manager: Manager, prefix: str
+) -> None:
+    context = Context(manager.context.directory, OWNER, POOL, work_directory_prefix=prefix)
+    with pytest.raises(Invalid, match="--worker-work-dir-prefix"):
+        AwsBatch(context, manager.settings)
 
 
 def test_a_platform_that_the_queue_is_not_is_said(aws: FakeAws, tmp_path: Path) -> None:

@@ -113,6 +113,8 @@ class Batch:
         self.waiting_reason: str | None = None
         self.capacity = 32
         self.largest_page = 1000
+        self.hidden: set[str] = set()
+        """Ids that no answer mentions, though the jobs are there."""
         self.lag_seconds = 0.0
         """So long a job is missing from every answer but that to its own submission."""
 
@@ -509,7 +511,7 @@ class Batch:
         }
 
     def _is_visible(self, job: FakeJob) -> bool:
-        return self.clock() - job.created >= self.lag_seconds
+        return job.id not in self.hidden and self.clock() - job.created >= self.lag_seconds
 
     def _queue(self, name: str) -> dict[str, Any]:
         for queue in self.queues.values():
