@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import click
 
-from benchmarks import containers, contents
+from benchmarks import containers, contents, slurm
 from benchmarks.stand import Stand, cpu_seconds
 from bundles.model import FINAL_STATES
 
@@ -235,6 +235,19 @@ def small_files() -> list[Row]:
     ]  # fmt: skip
 
 
+def slurm_thousand() -> list[Row]:
+    """0 → 1,000 workers on Slurm, and a tick with them, beside Slurm's own commands."""
+    found = slurm.thousand()
+    return [
+        Row("0 → 1,000 workers requested of Slurm, the whole tick", f"{found.launch:.2f} s",
+            "one `sbatch`, ≤ 2 s", found.launch <= 2,
+            f"`sbatch --array` alone: {found.sbatch * 1000:.0f} ms"),
+        Row("a tick with 1,000 Slurm jobs, median of 15", f"{found.tick * 1000:.0f} ms", "≤ 1 s",
+            found.tick <= 1,
+            f"`squeue` alone: {found.squeue * 1000:.0f} ms (× {found.tick / found.squeue:.1f})"),
+    ]  # fmt: skip
+
+
 MEASUREMENTS: dict[str, Callable[[], list[Row]]] = {
     "help-text": help_text,
     "twenty-echoes": twenty_echoes,
@@ -249,6 +262,7 @@ MEASUREMENTS: dict[str, Callable[[], list[Row]]] = {
     "warm-container": warm_container,
     "thirty-two": thirty_two,
     "idle-docker": idle_docker,
+    "slurm-thousand": slurm_thousand,
 }
 OF_CONTAINERS = {"20-echoes-docker", "warm-container", "thirty-two", "idle-docker"}
 
