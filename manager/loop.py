@@ -11,7 +11,7 @@ import random
 import sqlite3
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from backends.base import (
@@ -19,6 +19,7 @@ from backends.base import (
     Backend,
     BackendError,
     EndCause,
+    Invalid,
     Job,
     JobResources,
     JobState,
@@ -38,7 +39,8 @@ from manager.feed import ChangeFeed
 from manager.journal import Journal
 from manager.ledger import Ledger, Outcome
 from manager.observe import Observation, Observer
-from manager.policy import Decision, PoolConfig, count, decide
+from manager.policy import Decision, PoolConfig, count, decide, surplus
+from manager.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from bundles.client import Client
@@ -131,6 +133,10 @@ class PoolManager:
     _journal_fails: bool = False
     _throttled_until: float = 0.0
     _failed_workers: int = 0
+    _surplus_since: float | None = None
+    _ending: set[str] = field(default_factory=set)
+    _kept: set[str] = field(default_factory=set)
+    """Jobs that cannot be ended by themselves."""
 
     # One tick
 
@@ -138,10 +144,10 @@ class PoolManager:
         """Observe, decide, act. Raises BundlesError, BackendError, sqlite3.Error or OSError when
         nothing could be decided or done, and Stopped."""
         with self.alarm.interruptible():
-            observation = self.observer.observe(self.ledger, self.clock())
+            observation = self.observer.observe(self.ledger, self.clock(), self._ending)
         self._reconcile(observation)
         now = self.clock()
-        snapshot = observation.snapshot
+        snapshot = self._remembered(observation, now)
         if snapshot.held_until < self._throttled_until:
             snapshot = replace(
                 snapshot,
@@ -152,6 +158,23 @@ class PoolManager:
         results = self._act(decision)
         self._write_down(now, snapshot.to_document(), decision.to_document(), results)
         return decision
+
+    def _remembered(self, observation: Observation, now: float) -> Snapshot:
+        """The snapshot with what only this process knows: what it asked to end, and since when
+        more workers are on their way than bundles need."""
+        living = {job.id for job in observation.jobs if job.state is not JobState.ENDED}
+        self._ending &= living
+        self._kept &= living
+        snapshot = observation.snapshot
+        if not surplus(snapshot, self.config):
+            self._surplus_since = None
+        elif self._surplus_since is None:
+            self._surplus_since = now
+        return replace(
+            snapshot,
+            surplus_since=self._surplus_since,
+            withdrawable=tuple(i for i in snapshot.withdrawable if i not in self._kept),
+        )
 
     def _write_down(
         self,
@@ -214,7 +237,13 @@ class PoolManager:
             self._settle(keys, launched)
             results += [_result(key, outcome) for key, outcome in zip(keys, launched, strict=True)]
         if decision.end:
+            log.info("%s", decision.summary())
             for job_id, error in self.backend.terminate(decision.end).items():
+                if isinstance(error, Invalid):
+                    log.info("%s is not withdrawn: %s", job_id, error)
+                    self._kept.add(job_id)
+                elif error is None:
+                    self._ending.add(job_id)
                 results.append({"end": job_id, "error": str(error) if error else None})
         return results
 

@@ -6,16 +6,28 @@ Changes nothing; what the ledger should learn from the list is left to the loop.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from backends.base import Backend, Job, JobState, LaunchKey
 from bundles.errors import NotFound, NotPermitted, UsageError
 from bundles.home import USER_VARIABLE
-from bundles.model import Resources, queue_tag
+from bundles.model import Resources
+from manager.capacity import (
+    Demand,
+    Need,
+    Offer,
+    Room,
+    Shelf,
+    coarse_demand,
+    coarse_offers,
+    place,
+    total,
+)
 from manager.failures import Hold, hold
 from manager.ledger import Launch, Ledger
+from manager.queue import QueueConfig
 from manager.snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -24,48 +36,8 @@ if TYPE_CHECKING:
 START_SECONDS = 60.0
 """A worker whose job runs, but which the server has not heard of, counts as pending this long."""
 RECENT_LAUNCHES = 20
-
-
-@dataclass(frozen=True, slots=True)
-class QueueConfig:
-    """Which bundles concern a pool, and what its workers offer.
-
-    ``tag``: the workers' tag; ``tag_exclusive``: they run bundles queued for it only.
-    ``prefilter``: leave out bundles that ask for more than one worker offers, or for another tag.
-    """
-
-    cpus: int
-    gpus: int
-    memory_bytes: int
-    search: tuple[str, ...] = ()
-    tag: str | None = None
-    tag_exclusive: bool = False
-    prefilter: bool = True
-
-    def keywords(self, *, root: bool) -> list[str]:
-        """CodaLab's search for the staged bundles of this pool; root's workers run everybody's."""
-        keywords = ["state=staged", *self.search]
-        if not root:
-            keywords.append(".mine")
-        if self.tag_exclusive and self.tag:
-            keywords.append(f"request_queue={self.tag},tag={self.tag}")
-        return keywords
-
-    def fits(self, asked: Resources) -> bool:
-        """Whether a worker of this pool could ever run a bundle that asks for this."""
-        if not self.prefilter:
-            return True
-        queue = queue_tag(asked.queue)
-        if queue:
-            queue_fits = queue == self.tag
-        else:
-            queue_fits = not (self.tag and self.tag_exclusive)
-        return (
-            queue_fits
-            and asked.cpus <= self.cpus
-            and asked.gpus <= self.gpus
-            and asked.memory_bytes <= self.memory_bytes
-        )
+UNTAKEN_SECONDS = 20.0
+"""Bundles that wait this long beside workers with room for them get workers of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,32 +59,46 @@ class Observer:
     environ: Mapping[str, str] = field(default_factory=dict)
     _root: bool | None = None
     _checked_in: set[str] = field(default_factory=set)
+    _room_since: float | None = None
 
-    def observe(self, ledger: Ledger | None, now: float) -> Observation:
-        """Raises BundlesError, BackendError, or sqlite3.Error when anything could not be read."""
-        staged, unfit = self._staged()
+    def observe(
+        self, ledger: Ledger | None, now: float, ending: Collection[str] = ()
+    ) -> Observation:
+        """``ending``: the ids of jobs that were asked to end. Raises BundlesError, BackendError,
+        or sqlite3.Error when anything could not be read."""
+        demand, unfit = self._staged()
         jobs = self.backend.list_jobs()
         living = [job for job in jobs if job.state is not JobState.ENDED]
         unsettled = ledger.unsettled(self.pool) if ledger else []
         recent = ledger.recent(self.pool, RECENT_LAUNCHES) if ledger else []
         failed: Hold = hold(recent, jobs)
-        self._learn(living, now)
-        pending = sum(self._is_pending(job, now) for job in living)
+        staying = [job for job in living if job.id not in ending]
+        free = self._learn(staying, now, is_anything_staged=bool(demand))
+        pending = sum(self._is_pending(job, now) for job in staying)
+        waiting = sorted(
+            (job for job in staying if job.state is JobState.PENDING),
+            key=lambda job: (job.created, job.id),
+            reverse=True,
+        )
         snapshot = Snapshot(
-            staged=staged,
+            demand=demand,
             unfit=unfit,
             pending=pending + self._invisible(unsettled, jobs, now),
-            active=len(living) - pending,
+            active=len(staying) - pending,
+            ending=len(living) - len(staying),
+            free=self._taken_up(free, demand, now),
+            withdrawable=tuple(job.id for job in waiting),
             last_launch=ledger.last_launch(self.pool) if ledger else None,
             held_until=failed.until,
             hold_reason=failed.reason,
+            is_on_probation=failed.until > 0,
         )
         return Observation(snapshot, tuple(jobs))
 
     # The queue
 
-    def _staged(self) -> tuple[int, int]:
-        """How many staged bundles fit a worker of this pool, and how many do not."""
+    def _staged(self) -> tuple[dict[Need, int], int]:
+        """The staged bundles that fit a worker of this pool, and how many do not."""
         keywords = self.queue.keywords(root=self._is_root())
         counted: list[tuple[Resources | None, int]]
         if "shapes" in self.client.features:
@@ -123,8 +109,15 @@ class Observer:
                 for bundle in self.client.search(keywords)
                 if bundle.bundle_type == "run"
             ]
-        fit = sum(number for asked, number in counted if asked and self.queue.fits(asked))
-        return fit, sum(number for _, number in counted) - fit
+        demand: dict[Need, int] = {}
+        unfit = 0
+        for asked, number in counted:
+            need = self.queue.need(asked) if asked else None
+            if need is None:
+                unfit += number
+            else:
+                demand[need] = demand.get(need, 0) + number
+        return demand, unfit
 
     def _is_root(self) -> bool:
         if self._root is None:
@@ -136,17 +129,44 @@ class Observer:
 
     # The jobs
 
-    def _learn(self, living: Sequence[Job], now: float) -> None:
-        """Ask the server for its workers when a young job's worker is not known to have come."""
+    def _learn(
+        self, living: Sequence[Job], now: float, *, is_anything_staged: bool
+    ) -> dict[Offer, int]:
+        """Which workers have come, and the room that they have left; asks the server only when
+        one is not known to have come yet, or a bundle looks for room."""
         ids = {job.worker_id for job in living}
         self._checked_in &= ids
-        if any(self._is_young(job, now) and not self._has_come(job) for job in living):
-            try:
-                workers = self.client.workers()
-            except (NotPermitted, NotFound):
-                self._checked_in = ids
-            else:
-                self._checked_in |= ids & {str(worker.get("worker_id")) for worker in workers}
+        is_one_awaited = any(self._is_young(job, now) and not self._has_come(job) for job in living)
+        free: dict[Offer, int] = {}
+        is_one_active = any(job.state is JobState.ACTIVE for job in living)
+        if not is_one_awaited and not (is_anything_staged and is_one_active):
+            return free
+        try:
+            workers = self.client.workers()
+        except (NotPermitted, NotFound):
+            self._checked_in = ids
+            return free
+        ours = [worker for worker in workers if str(worker.get("worker_id")) in ids]
+        self._checked_in |= {str(worker["worker_id"]) for worker in ours}
+        for worker in ours:
+            offer = _offer(worker)
+            if offer is not None:
+                free[offer] = free.get(offer, 0) + 1
+        return free
+
+    def _taken_up(self, free: dict[Offer, int], demand: Demand, now: float) -> dict[Offer, int]:
+        """The room that counts: bundles that would fit and are left waiting all the same cannot
+        use it, whatever the reason, and shall not wait for it."""
+        whole = self.queue.shape.room
+        left = place(coarse_demand(demand, whole), Shelf(coarse_offers(free, whole)))
+        if total(left) == total(demand):
+            self._room_since = None
+            return free
+        if self._room_since is None:
+            self._room_since = now
+        # A clock that was set back starts the count anew.
+        self._room_since = min(self._room_since, now)
+        return free if now - self._room_since < UNTAKEN_SECONDS else {}
 
     def _is_pending(self, job: Job, now: float) -> bool:
         """A job that the service has not started, or whose worker has yet to check in.
@@ -171,6 +191,27 @@ class Observer:
             launch.key not in listed and now - launch.requested < lag_seconds
             for launch in unsettled
         )
+
+
+def _offer(worker: Mapping[str, Any]) -> Offer | None:
+    """What a worker could still take, as the server describes it; None: nothing, or nobody knows.
+
+    CodaLab's servers do not say what of its memory is in use.
+    """
+    if worker.get("is_terminating") or worker.get("exit_after_num_runs") == 0:
+        return None
+    try:
+        room = Room(
+            gpus=int(worker["gpus"]) - int(worker["gpus_in_use"]),
+            cpus=int(worker["cpus"]) - int(worker["cpus_in_use"]),
+            memory_bytes=int(worker["memory_bytes"]) - int(worker["memory_bytes_in_use"]),
+            disk_bytes=int(worker["free_disk_bytes"]),
+        )
+    except (KeyError, TypeError, ValueError):
+        return None
+    if room.cpus <= 0 and room.gpus <= 0:
+        return None
+    return Offer(room, str(worker.get("tag") or ""), bool(worker.get("tag_exclusive")))
 
 
 def _resources(metadata: Mapping[str, object]) -> Resources | None:

@@ -30,6 +30,7 @@ from manager.command import WorkerOptions
 from manager.installation import Installation, default_pool
 from manager.options import check_together, pool_options
 from manager.policy import Decision, PoolConfig, decide
+from manager.queue import QueueConfig
 from manager.snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -51,7 +52,6 @@ class Pool:
     server: str
     credentials: Credentials
     installation: Installation
-    config: PoolConfig
     worker: WorkerOptions
     settings: Mapping[str, Any]
 
@@ -80,10 +80,9 @@ class Pool:
 
         return Client(self.server, self.credentials)
 
-    def observer(self, client: Client, backend: Backend) -> Observer:
-        from manager.observe import Observer, QueueConfig
-
-        queue = QueueConfig(
+    @property
+    def queue(self) -> QueueConfig:
+        return QueueConfig(
             cpus=self.resources.cpus,
             gpus=self.resources.gpus,
             memory_bytes=self.resources.memory_bytes,
@@ -92,7 +91,20 @@ class Pool:
             tag_exclusive=self.worker.tag_exclusive,
             prefilter=not self.settings["no_prefilter"],
         )
-        return Observer(client, backend, self.name, queue, os.environ)
+
+    @property
+    def config(self) -> PoolConfig:
+        return PoolConfig(
+            shape=self.queue.shape,
+            min_workers=self.settings["min_workers"],
+            max_workers=self.settings["max_workers"],
+            min_seconds_between_workers=self.settings["min_seconds_between_workers"],
+        )
+
+    def observer(self, client: Client, backend: Backend) -> Observer:
+        from manager.observe import Observer
+
+        return Observer(client, backend, self.name, self.queue, os.environ)
 
 
 def pool_command(backend_name: str) -> click.Command:
@@ -169,11 +181,6 @@ def _pool(backend_name: str, settings: dict[str, Any]) -> Pool:
             read_password_file(password_file) if password_file else find_credentials(server, home)
         ),
         installation=Installation(home),
-        config=PoolConfig(
-            min_workers=settings["min_workers"],
-            max_workers=settings["max_workers"],
-            min_seconds_between_workers=settings["min_seconds_between_workers"],
-        ),
         worker=worker,
         settings=settings,
     )

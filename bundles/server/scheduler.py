@@ -200,10 +200,10 @@ class Scheduler:
         self._count(need.owner_id, -1)
         self._freed.add(worker_id)
 
-    def in_use(self, worker_id: str) -> tuple[int, int]:
-        """The cpus and gpus that a worker's bundles asked for."""
+    def in_use(self, worker_id: str) -> tuple[int, int, int]:
+        """The cpus, gpus and bytes of memory that a worker's bundles asked for."""
         worker = self._workers.get(worker_id)
-        return (worker.cpus, worker.gpus) if worker else (0, 0)
+        return (worker.cpus, worker.gpus, worker.memory_bytes) if worker else (0, 0, 0)
 
     def _count(self, owner_id: str, step: int) -> None:
         self._running[owner_id] = self._running.get(owner_id, 0) + step

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from manager.demo.stage import Stage
     from manager.demo.view import Moment
 
-POOL = "demo"
+LOCAL_PROCESS, LOCAL_DOCKER = "local-process", "local-docker"
 MAX_WORKERS = 3
 IDLE_SECONDS = 1
 LONGEST_SECONDS = 300.0
@@ -40,6 +40,14 @@ def demo_command() -> click.Command:
         "demo",
         params=[
             click.Option(["--json", "as_json"], is_flag=True, help="Print one object at the end."),
+            click.Option(
+                ["--backend"],
+                type=click.Choice([LOCAL_PROCESS, LOCAL_DOCKER]),
+                default=LOCAL_PROCESS,
+                show_default=True,
+                help="What the workers are: processes, or containers of this machine.",
+            ),
+            click.Option(["--image"], metavar="REFERENCE", help="Of the workers' containers."),
             *[option for option in connection_options() if option.name == "verbose"],
         ],
         callback=_demo,
@@ -78,15 +86,17 @@ class Outcome:
         }
 
 
-def _demo(as_json: bool, verbose: bool) -> int:
+def _demo(as_json: bool, backend: str, image: str | None, verbose: bool) -> int:
     from manager.alarm import Alarm, Stopped
-    from manager.demo.stage import Stage, ignore_signals
+    from manager.demo.stage import Containers, Stage, ignore_signals
 
+    if (backend == LOCAL_DOCKER) != (image is not None):
+        raise click.UsageError("--backend local-docker needs an --image, and no other does")
     alarm = Alarm()
     alarm.listen()
     outcome: Outcome | None = None
     # Between the next two statements a signal only takes note of itself.
-    stage = Stage()
+    stage = Stage(Containers(image) if image else None)
     try:
         with alarm.interruptible():
             outcome = _shown(stage, as_json)
@@ -165,10 +175,10 @@ def _play(stage: Stage, show: Show) -> Outcome:
         player.tell("copying the standard library, and uploading it as one bundle")
         copy_library(source)
         pipeline.upload(client, source)
-        pipeline.queue(client)
+        pipeline.queue(client, python="python3" if stage.containers else sys.executable)
         player.tell(f"queued {len(pipeline.states)} bundles; starting worker-manager")
         stage.start_manager(
-            *("--pool", POOL, "--min", "0", "--max", str(MAX_WORKERS), "--sleep-time", "1"),
+            *("--min", "0", "--max", str(MAX_WORKERS), "--sleep-time", "1"),
             *("--worker-idle-seconds", str(IDLE_SECONDS), "--worker-pass-down-termination"),
         )
         counting = _Counting(lambda: direct_count(source))
@@ -257,6 +267,7 @@ class _Player:
             self.tell(f"worker {job['worker']} {job['state']}{code}")
 
     def _see_decisions(self) -> None:
+        from manager.demo.stage import POOL
         from manager.journal import entries_after
 
         path = self._installation.journal_path(POOL)

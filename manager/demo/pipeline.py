@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import shutil
-import sys
 import sysconfig
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -86,9 +85,9 @@ class Pipeline:
             self.uuids[SOURCE], archive.pack(source), filename=f"{SOURCE}.tar.gz", finalize=True
         )
 
-    def queue(self, client: Client) -> None:
-        """Queue all runs, in one request."""
-        python = shlex.quote(sys.executable)
+    def queue(self, client: Client, *, python: str) -> None:
+        """Queue all runs, in one request. ``python``: the interpreter where the workers are."""
+        python = shlex.quote(python)
         count = f"{python} {SOURCE}/counting.py count {SOURCE}/python"
         runs = [
             self._run(shard_name(number), f"{count} {number} {SHARDS}", [SOURCE])

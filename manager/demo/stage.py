@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -25,10 +26,33 @@ from bundles.home import HOME_VARIABLE, SERVER_VARIABLE, TOKEN_VARIABLE, Home
 from bundles.home import PASSWORD_VARIABLE as PASSWORD
 from bundles.home import USER_VARIABLE as USER
 
+POOL = "demo"
 START_SECONDS = 30.0
 STOP_SECONDS = 10.0
 _PR_SET_CHILD_SUBREAPER = 36
 _LOG_LINES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Containers:
+    """The workers are containers of this image, and what they run is in it, too."""
+
+    image: str
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        return ("--image", self.image, "--runtime", "process")
+
+    def remove(self, home: Home) -> None:
+        """Leave none of the demo's, ended ones included. Raises BackendError."""
+        from backends.local_docker.backend import LocalDocker
+        from backends.local_docker.options import Settings
+        from manager.installation import Installation
+
+        installation = Installation(home)
+        if installation.owner():
+            context = installation.context(POOL, os.environ)
+            LocalDocker(context, Settings(self.image, "process")).remove_all()
 
 
 class Broken(BundlesError):
@@ -38,7 +62,8 @@ class Broken(BundlesError):
 class Stage:
     """The processes of one demo. ``close`` leaves no process and no file, whatever happened."""
 
-    def __init__(self) -> None:
+    def __init__(self, containers: Containers | None = None) -> None:
+        self.containers = containers
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         self.directory = Path(tempfile.mkdtemp(prefix="worker-manager-demo-"))
         self.home = Home(self.directory / "home")
@@ -53,7 +78,10 @@ class Stage:
         return line.removeprefix("Serving on ").strip()
 
     def start_manager(self, *options: str) -> None:
-        self._start("manager", "manager", "local-process", *options)
+        backend = (
+            ("local-docker", *self.containers.options) if self.containers else ("local-process",)
+        )
+        self._start("manager", "manager", *backend, "--pool", POOL, *options)
 
     def check(self) -> None:
         """Raises Broken when the server or the manager is gone."""
@@ -101,7 +129,11 @@ class Stage:
         for started in self._processes.values():
             if started.stdout is not None:
                 started.stdout.close()
-        shutil.rmtree(self.directory, ignore_errors=True)
+        try:
+            if self.containers is not None:
+                self.containers.remove(self.home)
+        finally:
+            shutil.rmtree(self.directory, ignore_errors=True)
 
     def _start(self, name: str, module: str, *arguments: str) -> subprocess.Popen[bytes]:
         """Start a command of ours, in a session of its own: Ctrl-C reaches this process alone."""

@@ -158,7 +158,7 @@ def _may_see(books: Books, caller: Caller, worker: Worker) -> bool:
 def _describe(books: Books, worker: Worker) -> dict[str, Any]:
     facts = worker.facts
     group = books.accounts.groups.get(facts.get("group_name") or "")
-    cpus_in_use, gpus_in_use = books.scheduler.in_use(worker.id)
+    cpus_in_use, gpus_in_use, memory_bytes_in_use = books.scheduler.in_use(worker.id)
     return {
         "user_id": worker.user_id,
         "worker_id": worker.id,
@@ -179,6 +179,7 @@ def _describe(books: Books, worker: Worker) -> dict[str, Any]:
         "hostname": facts.get("hostname"),
         "cpus_in_use": cpus_in_use,
         "gpus_in_use": gpus_in_use,
+        "memory_bytes_in_use": memory_bytes_in_use,
     }
 
 

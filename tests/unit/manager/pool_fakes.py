@@ -32,6 +32,7 @@ class FakeServer:
         self.root, self.features = root, features
         self.bundles: list[dict[str, Any]] = []
         self.workers: list[str] = []
+        self.offers: dict[str, dict[str, Any]] = {}
         self.shapes: list[dict[str, Any]] = []
         self.asked: list[list[str]] = []
         self.worker_lists = 0
@@ -61,7 +62,9 @@ class FakeServer:
             document = {"data": {"id": "0", "attributes": {"is_root_user": self.root}}}
         elif path == "workers/info":
             self.worker_lists += 1
-            document = {"data": [{"worker_id": name} for name in self.workers]}
+            document = {
+                "data": [{"worker_id": name, **self.offers.get(name, {})} for name in self.workers]
+            }
         elif path == "worker-tokens":
             self.tokens += 1
             document = {"data": {"attributes": {"token": f"token-{self.tokens}"}}}
@@ -96,6 +99,8 @@ class FakeBackend:
         self.error: BackendError | None = None
         self.refusal: BackendError | None = None
         self.launched: list[LaunchRequest] = []
+        self.asked_to_end: list[str] = []
+        self.reluctance: BackendError | None = None
         self.capabilities = Capabilities(1, Idempotency.SERVICE, 60.0, lag_seconds)
         self.work_directory = "/"
 
@@ -124,8 +129,15 @@ class FakeBackend:
         self.launched.append(request)
         return error or job
 
-    def terminate(self, job_ids: Any) -> dict[str, BackendError | None]:
-        raise AssertionError("nothing is ever ended")
+    def terminate(self, job_ids: Sequence[str]) -> dict[str, BackendError | None]:
+        """A job that was asked to end stays in the list until ``pass_away``."""
+        for job in self.jobs:
+            assert job.id not in job_ids or job.state is JobState.PENDING, f"{job.id} runs"
+        self.asked_to_end += job_ids
+        return dict.fromkeys(job_ids, self.reluctance)
+
+    def pass_away(self) -> None:
+        self.jobs = [job for job in self.jobs if job.id not in self.asked_to_end]
 
     def logs(self, job_id: str) -> str:
         return ""

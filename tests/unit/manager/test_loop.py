@@ -29,8 +29,9 @@ from manager.command import WorkerOptions
 from manager.journal import Journal, last_entry
 from manager.ledger import Ledger, Outcome, Pool
 from manager.loop import Launcher, PoolManager, TooManyFailed
-from manager.observe import Observer, QueueConfig
-from manager.policy import PoolConfig
+from manager.observe import Observer
+from manager.policy import SURPLUS_SECONDS, PoolConfig
+from manager.queue import QueueConfig
 
 
 class KilledError(BaseException):
@@ -58,7 +59,7 @@ class Stand:
         queue = QueueConfig(cpus=1, gpus=0, memory_bytes=2 * GIB)
         return PoolManager(
             pool="p",
-            config=PoolConfig(low, high),
+            config=PoolConfig(queue.shape, low, high),
             observer=Observer(self._client, self.backend, "p", queue),
             backend=self.backend,
             launcher=Launcher(
@@ -376,3 +377,40 @@ def test_any_number_may_fail_unless_it_is_said(stand: Stand) -> None:
         end_last(stand, EndCause.FAILED)
         stand.now += 3600
     assert manager.tick().launch == 1
+
+
+def test_workers_that_nothing_needs_any_more_are_withdrawn_before_they_start(
+    stand: Stand,
+) -> None:
+    manager = stand.start(low=1)
+    first, second, third = (stand.backend.add(JobState.PENDING, age_seconds=a) for a in (9, 5, 1))
+    assert manager.tick().end == ()
+    stand.now += SURPLUS_SECONDS
+    assert manager.tick().end == (third.id, second.id)
+    assert manager.tick().end == (), "asked once"
+    stand.backend.pass_away()
+    assert manager.tick().launch == 0
+    assert stand.backend.asked_to_end == [third.id, second.id]
+    assert [job.id for job in stand.backend.jobs] == [first.id]
+
+
+def test_what_cannot_be_ended_by_itself_is_not_asked_for_again(stand: Stand) -> None:
+    manager = stand.start()
+    job = stand.backend.add(JobState.PENDING)
+    stand.backend.reluctance = Invalid("together only")
+    manager.tick()
+    stand.now += SURPLUS_SECONDS
+    assert manager.tick().end == (job.id,)
+    assert manager.tick().end == ()
+
+
+def test_a_queue_that_breathes_keeps_its_workers(stand: Stand) -> None:
+    manager = stand.start()
+    stand.backend.add(JobState.PENDING)
+    for _ in range(5):
+        stand.shapes(0)
+        assert manager.tick().end == ()
+        stand.now += SURPLUS_SECONDS - 1
+        stand.shapes(1)
+        assert manager.tick().end == ()
+        stand.now += SURPLUS_SECONDS - 1

@@ -13,7 +13,8 @@ from bundles.client import Client
 from bundles.errors import BundlesError
 from bundles.home import Credentials
 from manager.ledger import Ledger, Pool
-from manager.observe import START_SECONDS, Observer, QueueConfig
+from manager.observe import START_SECONDS, UNTAKEN_SECONDS, Observer
+from manager.queue import QueueConfig
 
 Make = Callable[..., Observer]
 
@@ -165,3 +166,67 @@ def test_an_intent_that_the_service_may_not_list_yet_is_pending(make: Make, tmp_
         observer = make(FakeServer(), FakeBackend(lag_seconds=30.0))
         assert observer.observe(ledger, NOW + 1).snapshot.pending == 2
         assert observer.observe(ledger, NOW + 31).snapshot.pending == 0
+
+
+# Room that workers have left
+
+OFFER = {
+    "cpus": 4,
+    "gpus": 0,
+    "memory_bytes": 8 * GIB,
+    "free_disk_bytes": GIB,
+    "cpus_in_use": 1,
+    "gpus_in_use": 0,
+    "memory_bytes_in_use": 2 * GIB,
+}
+
+
+def test_the_room_that_a_worker_has_left_is_seen_when_a_bundle_looks_for_it(make: Make) -> None:
+    server, backend = FakeServer(), FakeBackend()
+    job = backend.add(JobState.ACTIVE)
+    server.workers = [job.worker_id, "somebody-else-s"]
+    server.offers = dict.fromkeys(server.workers, OFFER)
+    observer = make(server, backend, cpus=4, memory_bytes=8 * GIB)
+    assert observer.observe(None, NOW).snapshot.free == {}
+    assert server.worker_lists == 0
+    server.stage()
+    ((offer, number),) = observer.observe(None, NOW).snapshot.free.items()
+    assert (offer.room.cpus, offer.room.memory_bytes, number) == (3, 6 * GIB, 1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"is_terminating": True}, {"exit_after_num_runs": 0}, {"memory_bytes_in_use": None}],
+)
+def test_a_worker_that_takes_nothing_more_has_no_room(make: Make, change: dict[str, Any]) -> None:
+    server, backend = FakeServer(), FakeBackend()
+    job = backend.add(JobState.ACTIVE)
+    server.workers = [job.worker_id]
+    server.offers = {job.worker_id: {**OFFER, **change}}
+    server.stage()
+    assert make(server, backend).observe(None, NOW).snapshot.free == {}
+
+
+def test_room_that_bundles_do_not_take_up_does_not_keep_them_waiting(make: Make) -> None:
+    server, backend = FakeServer(), FakeBackend()
+    job = backend.add(JobState.ACTIVE)
+    server.workers = [job.worker_id]
+    server.offers = {job.worker_id: OFFER}
+    server.stage()
+    observer = make(server, backend)
+    assert observer.observe(None, NOW).snapshot.free
+    assert observer.observe(None, NOW + UNTAKEN_SECONDS - 1).snapshot.free
+    assert observer.observe(None, NOW + UNTAKEN_SECONDS).snapshot.free == {}
+    server.bundles.clear()
+    observer.observe(None, NOW + UNTAKEN_SECONDS)
+    server.stage()
+    assert observer.observe(None, NOW + UNTAKEN_SECONDS).snapshot.free
+
+
+def test_jobs_that_wait_may_be_withdrawn_newest_first_and_none_that_is_ending(make: Make) -> None:
+    backend = FakeBackend()
+    old, new, ending = (backend.add(JobState.PENDING, age_seconds=age) for age in (9.0, 5.0, 1.0))
+    backend.add(JobState.ACTIVE)
+    snapshot = make(FakeServer(), backend).observe(None, NOW, {ending.id}).snapshot
+    assert snapshot.withdrawable == (new.id, old.id)
+    assert (snapshot.pending, snapshot.active, snapshot.ending) == (2, 1, 1)

@@ -1,0 +1,52 @@
+"""Which bundles concern a pool, and what they ask of a worker of it. A value, no I/O."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bundles.model import Resources, queue_tag
+from manager.capacity import UNBOUNDED, Need, Offer, Room
+
+
+@dataclass(frozen=True, slots=True)
+class QueueConfig:
+    """Which bundles concern a pool, and what its workers offer.
+
+    ``tag``: the workers' tag; ``tag_exclusive``: they run bundles queued for it only.
+    ``prefilter``: leave out bundles that ask for more than one worker offers, or for another tag.
+    """
+
+    cpus: int
+    gpus: int
+    memory_bytes: int
+    search: tuple[str, ...] = ()
+    tag: str | None = None
+    tag_exclusive: bool = False
+    prefilter: bool = True
+
+    def keywords(self, *, root: bool) -> list[str]:
+        """CodaLab's search for the staged bundles of this pool; root's workers run everybody's."""
+        keywords = ["state=staged", *self.search]
+        if not root:
+            keywords.append(".mine")
+        if self.tag_exclusive and self.tag:
+            keywords.append(f"request_queue={self.tag},tag={self.tag}")
+        return keywords
+
+    @property
+    def shape(self) -> Offer:
+        """What a new worker of this pool offers."""
+        room = Room(self.gpus, self.cpus, self.memory_bytes, UNBOUNDED)
+        return Offer(room, self.tag or "", self.tag_exclusive)
+
+    def need(self, asked: Resources) -> Need | None:
+        """What a bundle asks of a worker of this pool; None when none could ever run it.
+
+        Without the prefilter such a bundle counts as one that takes a whole worker.
+        """
+        room = Room(asked.gpus, asked.cpus, asked.memory_bytes, asked.disk_bytes)
+        need = Need(room, queue_tag(asked.queue))
+        if self.shape.takes(need):
+            return need
+        whole = self.shape.room._replace(disk_bytes=0)
+        return None if self.prefilter else Need(whole, self.tag or "")
