@@ -19,8 +19,8 @@ $(READY): pyproject.toml constraints.txt
 	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet --editable '.[dev]'
 	@touch $@
 
-demo: $(READY) ## run the main job: a pipeline of 20 bundles, start to end
-	$(BIN)/worker-manager demo
+demo: $(READY) ## run the main job, start to end (BACKEND=local-docker IMAGE=…: in containers)
+	$(BIN)/worker-manager demo $(if $(BACKEND),--backend $(BACKEND)) $(if $(IMAGE),--image $(IMAGE))
 
 test: $(READY) ## run every test; those of engines that are not installed are left out, by name
 	$(BIN)/python -m pytest

@@ -388,6 +388,13 @@ class LocalDocker:
             if key is not None and key.pool == self._context.pool and directory.name not in kept:
                 _remove(self._place(key))
 
+    def remove_all(self) -> None:
+        """Leave no container of the pool, living or ended, and no file: for a home that goes."""
+        for job in self.list_jobs():
+            assert job.key is not None
+            self._remove_container(job.id)
+            _remove(self._place(job.key))
+
     def _sweep(self, job: Job, place: Place) -> None:
         """Remove the containers of bundles that a worker left which did not end in good order."""
         if self._settings.runtime != "docker" or job.exit_code == 0 or place.swept.exists():
