@@ -186,7 +186,9 @@ class PoolManager:
     ) -> None:
         """A line in the journal. What was done stays done when it cannot be written, said once."""
         try:
-            self.journal.write(now, snapshot, decision, results, error=error)
+            self.journal.write(
+                now, snapshot, decision, results, config=self.config.to_document(), error=error
+            )
             self._journal_fails = False
         except OSError as failure:
             if not self._journal_fails:

@@ -82,15 +82,7 @@ class Pool:
 
     @property
     def queue(self) -> QueueConfig:
-        return QueueConfig(
-            cpus=self.resources.cpus,
-            gpus=self.resources.gpus,
-            memory_bytes=self.resources.memory_bytes,
-            search=self.settings["search"],
-            tag=self.worker.tag,
-            tag_exclusive=self.worker.tag_exclusive,
-            prefilter=not self.settings["no_prefilter"],
-        )
+        return QueueConfig.from_settings(self.settings)
 
     @property
     def config(self) -> PoolConfig:
