@@ -19,6 +19,7 @@ from manager.arguments import in_order
 
 OTHERS = {
     "status": "What the pools of this home have, and what was decided last.",
+    "doctor": "What stands in the way of a pool's first launch.",
     "explain": "Why workers were launched or not, and what a bundle waits for.",
     "logs": "What a worker printed.",
     "terminate": "Ask workers to end.",
@@ -41,6 +42,10 @@ class Commands(click.Group):
             from manager.status import status_command
 
             return status_command()
+        if cmd_name == "doctor":
+            from manager.doctor import doctor_command
+
+            return doctor_command()
         if cmd_name == "explain":
             from manager.explain_command import explain_command
 

@@ -145,6 +145,12 @@ class Ledger:
     def _transaction(self) -> _Transaction:
         return _Transaction(self._database)
 
+    def check(self) -> None:
+        """Raises sqlite3.DatabaseError when the file is damaged."""
+        found = self._rows("PRAGMA quick_check(1)")[0][0]
+        if found != "ok":
+            raise sqlite3.DatabaseError(f"it is damaged: {found}")
+
     # Pools
 
     def describe(self, pool: Pool) -> None:

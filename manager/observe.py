@@ -66,7 +66,7 @@ class Observer:
     ) -> Observation:
         """``ending``: the ids of jobs that were asked to end. Raises BundlesError, BackendError,
         or sqlite3.Error when anything could not be read."""
-        demand, unfit = self._staged()
+        demand, unfit = self.staged()
         jobs = self.backend.list_jobs()
         living = [job for job in jobs if job.state is not JobState.ENDED]
         unsettled = ledger.unsettled(self.pool) if ledger else []
@@ -97,7 +97,7 @@ class Observer:
 
     # The queue
 
-    def _staged(self) -> tuple[dict[Need, int], int]:
+    def staged(self) -> tuple[dict[Need, int], int]:
         """The staged bundles that fit a worker of this pool, and how many do not."""
         keywords = self.queue.keywords(root=self._is_root())
         counted: list[tuple[Resources | None, int]]

@@ -54,3 +54,19 @@ def test_explain_knows_the_decision_its_workers_and_what_a_bundle_waits_for(
     nobody = managers.command("explain", "local-process-99-00000000")
     assert nobody.returncode == 1
     assert "nothing is known of local-process-99-00000000" in nobody.stderr
+
+
+def test_doctor_finds_nothing_wrong_with_a_pool_that_works_and_says_what_is(
+    managers: Managers, server: Server
+) -> None:
+    found = managers.json("doctor", "--min", "0", "local-process", "-o", "json")
+    assert [check for check in found if check["status"] != "ok"] == []
+    assert "worker-starts" in {check["check"] for check in found}
+    assert not (server.home.path / "ledger.db").exists()
+
+    server.stop()
+    done = managers.command("doctor", "local-process")
+    assert done.returncode == 1
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("fail")]
+    assert line.split()[1] == "server-reachable"
+    assert "start the server" in line
