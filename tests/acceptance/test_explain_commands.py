@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -32,8 +33,13 @@ def test_explain_knows_the_decision_its_workers_and_what_a_bundle_waits_for(
 
     before = managers.command("explain", "-9d")
     assert "its journal begins at" in before.stdout
-    (now,) = eventually(lambda: [d for d in managers.json("explain", "now", "-o", "json")
-                                 if d["entry"] and d["entry"]["snapshot"]["active"]])  # fmt: skip
+    (now,) = eventually(
+        lambda: [
+            found
+            for found in managers.json("explain", "now", "-o", "json")
+            if found["entry"]["snapshot"]["pending"]
+        ]
+    )
     assert now["name"] == "local-process"
     assert now["manager"]
     assert now["entry"]["config"]["max_workers"] == 1
@@ -70,3 +76,17 @@ def test_doctor_finds_nothing_wrong_with_a_pool_that_works_and_says_what_is(
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("fail")]
     assert line.split()[1] == "server-reachable"
     assert "start the server" in line
+
+
+def test_a_replay_of_a_real_journal_with_its_own_settings_is_what_was(managers: Managers) -> None:
+    manager = managers.start("--min", "0", "--max", "2", "--sleep-time", "0.2")
+    eventually(lambda: "keeping 0 to 2 workers" in managers.log(manager))
+    managers.stage(4)
+    eventually(lambda: len(managers.workers()) == 2, "two workers")
+    assert managers.kill(manager, signal.SIGTERM) == 0
+    journal = managers.server.home.path / "journal" / "local-process.jsonl"
+    same = managers.json("replay", str(journal), "-o", "json")["summary"]
+    assert same["was"] == same["would"]
+    assert (same["was"]["launched"], same["other_rule_ticks"]) == (2, 0)
+    more = managers.json("replay", str(journal), "--max", "4", "-o", "json")["summary"]
+    assert more["would"]["launched"] == 4

@@ -152,6 +152,10 @@ def skewed(seconds: float | None) -> Spoil:
     return spoil
 
 
+def elsewhere(patient: Patient, _: pytest.MonkeyPatch) -> None:
+    patient.settings["server"] = "https://example.org"
+
+
 def free(number: int) -> Spoil:
     usage = shutil.disk_usage("/")._replace(free=number)
     return lambda _, patch: patch.setattr(shutil, "disk_usage", lambda path: usage)
@@ -296,7 +300,7 @@ SPOILED: list[tuple[str, Status, Spoil, str]] = [
     ("server-reachable", Status.FAIL, unanswered, "no answer"),
     ("server-reachable", Status.FAIL, answer(503), "status 503"),
     ("credentials-accepted", Status.FAIL, answer(401), "status 401"),
-    ("clock", Status.WARN, skewed(None), "does not tell its time"),
+    ("clock", Status.WARN, both(elsewhere, skewed(None)), "does not tell its time"),
     ("clock", Status.WARN, skewed(90), "90 s ahead"),
     ("clock", Status.FAIL, skewed(-7200), "behind"),
     ("worker-token", Status.FAIL, no_features, "need a user and a password"),
