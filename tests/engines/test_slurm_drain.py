@@ -132,3 +132,13 @@ def test_an_ordinary_user_keeps_a_pool(server: Server, cluster: SlurmCluster) ->
     log = logs[0].with_name("1.log")
     assert log.read_text().startswith("I am nobody, --server ")
     assert server.home.token_path.read_text().strip() not in log.read_text()
+
+
+def test_a_manager_whose_workers_fail_gives_up(server: Server, cluster: SlurmCluster) -> None:
+    done = Managers(server).command(
+        *("slurm", "--min", "2", "--sleep-time", "0.2", "--exit-after-num-failed", "1"),
+        *("--worker-executable", "/bin/false"),
+    )
+    assert done.returncode == 1
+    assert "2 workers failed, 1 may" in done.stderr
+    assert "Traceback" not in done.stderr
