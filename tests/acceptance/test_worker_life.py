@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from pathlib import Path
 
 import orjson
+from managing import eventually
 from scripted_server import ScriptedServer
 from worker_process import Gate, WorkerProcess
 
@@ -131,3 +133,33 @@ def test_a_time_limit_is_kept_over_a_restart_whatever_the_clock_says(
     assert script.runs[uuid]["container_time_total"] < HOUR
     gate.open()
     assert script.until_over(uuid)["failure_message"] is None
+
+
+def test_without_an_id_it_carries_on_with_what_such_a_worker_has_left(
+    script: ScriptedServer, worker: WorkerProcess, tmp_path: Path
+) -> None:
+    gate = Gate(tmp_path / "gate")
+    worker.worker_id = ""
+    worker.start()
+    uuid = script.run(f"echo ran >> ran; read line < {gate.path}")
+    script.until_state(uuid, "running")
+    names = worker.work_directory / "workers"
+    (first,) = names.iterdir()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    other = WorkerProcess(elsewhere, "http://127.0.0.1:9", worker_id="")
+    with contextlib.closing(other) as neighbour:
+        neighbour.work_directory = worker.work_directory
+        neighbour.start()
+        eventually(lambda: len([*names.glob("*/lock")]) == 2, "what a live one has is not taken")
+        neighbour.kill()
+    assert worker.stop(signal.SIGINT) == WorkerExit.TERMINATED
+    before = len(script.checkins)
+    worker.start()
+    script.until(lambda: len(script.checkins) > before)
+    assert [run["state"] for run in script.checkins[-1]["runs"]] == ["running"]
+    gate.open()
+    assert script.until_over(uuid)["exitcode"] == 0
+    assert script.files(uuid)["ran"] == b"ran\n"
+    assert worker.stop() == WorkerExit.FINISHED
+    assert not first.exists()
