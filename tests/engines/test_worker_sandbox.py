@@ -279,6 +279,7 @@ def test_where_it_does_not_work_runs_are_not_confined_unless_that_was_asked_for(
     run = script.run(f"ls {tmp_path}")
     assert script.until_over(run)["exitcode"] == 0
     assert "they are not confined" in worker.log
+    assert "are confined by bubblewrap" not in worker.log
 
 
 def test_a_sandbox_that_cannot_be_made_is_one_clear_sentence(
