@@ -76,6 +76,15 @@ def test_directories_without_any_right_are_uploaded_and_removed(
     containers.leave()
 
 
+def test_files_cannot_be_given_to_others(containers: Containers, tmp_path: Path) -> None:
+    containers.start()
+    run = containers.run("echo x > f; perl -e 'exit chown 4711, 4711, \"f\"'")
+    bundle = containers.end(run)
+    assert bundle.state == "ready", "as many as it could give away"
+    assert (containers.files(run, tmp_path / "back") / "f").read_text() == "x\n"
+    containers.leave()
+
+
 def test_pipes_and_links_in_the_results_hold_nobody_up(
     containers: Containers, tmp_path: Path
 ) -> None:
