@@ -1,4 +1,4 @@
-"""What is looked at before the first launch: named checks, each with a verdict and a remedy.
+"""Named checks before the first launch, each with a verdict and a remedy.
 
 A check looks and changes nothing, but that the server may give a worker token, as every launch has
 it do. What a backend checks of its own is its `check`. Not for how verdicts are shown: doctor.
@@ -14,11 +14,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
 from urllib.parse import urlsplit
 
 import click
@@ -26,7 +22,6 @@ import click
 from backends import registry
 from backends.base import (
     POOL_PATTERN,
-    Backend,
     BackendError,
     Invalid,
     Job,
@@ -36,35 +31,29 @@ from backends.base import (
     Preview,
     Unauthorized,
 )
-from bundles.client import Client
-from bundles.errors import BundlesError, UsageError
+from bundles.errors import (
+    BundlesError,
+    NotAuthenticated,
+    NotPermitted,
+    ServerFault,
+    Unreachable,
+    UsageError,
+)
 from bundles.home import (
     PASSWORD_VARIABLE,
     TOKEN_VARIABLE,
     USER_VARIABLE,
     Credentials,
-    Home,
-    find_credentials,
-    find_server,
     read_password_file,
 )
 from bundles.sizes import format_size
-from manager.command import WorkerOptions
+from manager.examination import Examination, Status, Verdict, fail, ok, warn
 from manager.failures import hold
 from manager.history import read_journal
-from manager.installation import Installation, default_pool
-from manager.ledger import Launch, Ledger
 from manager.lock import holder
 from manager.loop import Launcher
-from manager.observe import RECENT_LAUNCHES, Observer
 from manager.options import check_together
 from manager.policy import count
-from manager.queue import QueueConfig
-
-if TYPE_CHECKING:
-    from manager.capacity import Need
-
-T = TypeVar("T")
 
 OLDEST_PYTHON = (3, 11, 4)
 LEAST_DISK_BYTES = 16 * 1024**2
@@ -77,155 +66,6 @@ LARGEST_SKEW_SECONDS = 3600.0
 SLOW_LOOK_SECONDS = 60.0
 SLOW_GROWTH_SECONDS = 3600.0
 WORKER_START_SECONDS = 60.0
-
-
-class Status(StrEnum):
-    OK = "ok"
-    WARN = "warn"
-    """It works, but maybe not as meant; or it could not be looked at."""
-    FAIL = "fail"
-    """No worker would do any work."""
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What a check found, and what a person can do about it ("" when all is well)."""
-
-    status: Status
-    sentence: str
-    remedy: str = ""
-
-
-def ok(sentence: str) -> Verdict:
-    return Verdict(Status.OK, sentence)
-
-
-def warn(sentence: str, remedy: str) -> Verdict:
-    return Verdict(Status.WARN, sentence, remedy)
-
-
-def fail(sentence: str, remedy: str) -> Verdict:
-    return Verdict(Status.FAIL, sentence, remedy)
-
-
-@dataclass
-class Examination:
-    """What the checks look at: each thing is asked for once, whether it answers or fails.
-
-    ``missing``: the options of the backend that it cannot do without and that were not given.
-    The attributes raise what asking raised; ``close`` ends what was opened.
-    """
-
-    backend_name: str
-    settings: Mapping[str, Any]
-    worker: WorkerOptions
-    environ: Mapping[str, str]
-    missing: tuple[str, ...] = ()
-    connect: Callable[[str, Credentials], Client] = Client
-    load: Callable[[str], registry.BackendModule] = registry.load
-    _known: dict[str, Any] = field(default_factory=dict)
-    _stack: ExitStack = field(default_factory=ExitStack)
-
-    def close(self) -> None:
-        self._stack.close()
-
-    def _once(self, name: str, ask: Callable[[], T]) -> T:
-        if name not in self._known:
-            try:
-                self._known[name] = ask()
-            except (BundlesError, BackendError, sqlite3.Error, OSError) as error:
-                self._known[name] = error
-        found = self._known[name]
-        if isinstance(found, Exception):
-            raise found
-        return cast("T", found)
-
-    @property
-    def home(self) -> Home:
-        return Home.find(self.settings["home"], self.environ)
-
-    @property
-    def installation(self) -> Installation:
-        return Installation(self.home)
-
-    @property
-    def server(self) -> str:
-        return self._once(
-            "server", lambda: find_server(self.settings["server"], self.home, self.environ)
-        )
-
-    @property
-    def pool(self) -> str:
-        chosen: str | None = self.settings["pool"]
-        return chosen or default_pool(self.backend_name, self.server, self.home)
-
-    @property
-    def credentials(self) -> Credentials:
-        def ask() -> Credentials:
-            if self.settings["password_file"]:
-                return read_password_file(self.settings["password_file"])
-            return find_credentials(self.server, self.home, self.environ)
-
-        return self._once("credentials", ask)
-
-    @property
-    def client(self) -> Client:
-        return self._once(
-            "client",
-            lambda: self._stack.enter_context(self.connect(self.server, self.credentials)),
-        )
-
-    @property
-    def account(self) -> dict[str, Any]:
-        """Who we are at the server; its features and clock are known after that."""
-        return self._once("account", lambda: self.client.whoami())
-
-    @property
-    def ledger(self) -> Ledger | None:
-        def ask() -> Ledger | None:
-            ledger = Ledger.read_only(self.installation.ledger_path)
-            return self._stack.enter_context(ledger) if ledger is not None else None
-
-        return self._once("ledger", ask)
-
-    @property
-    def module(self) -> registry.BackendModule:
-        return self._once("module", lambda: self.load(self.backend_name))
-
-    @property
-    def backend(self) -> Backend:
-        def ask() -> Backend:
-            if self.missing:
-                raise Invalid(f"not given: {', '.join(self.missing)}")
-            prefix = self.settings["worker_work_dir_prefix"]
-            context = self.installation.context(self.pool, self.environ, prefix)
-            return self.module.create(context, self.settings)
-
-        return self._once("backend", ask)
-
-    @property
-    def jobs(self) -> list[Job]:
-        return self._once("jobs", lambda: self.backend.list_jobs())
-
-    @property
-    def queue(self) -> QueueConfig:
-        return QueueConfig.from_settings(self.settings)
-
-    @property
-    def staged(self) -> tuple[dict[Need, int], int]:
-        """The staged bundles that fit a worker of the pool, and how many do not."""
-
-        def ask() -> tuple[dict[Need, int], int]:
-            whoever = self.account  # the server's features are known by its first reply
-            assert whoever is not None
-            observer = Observer(self.client, self.backend, self.pool, self.queue, self.environ)
-            return observer.staged()
-
-        return self._once("staged", ask)
-
-    @property
-    def recent(self) -> list[Launch]:
-        return self.ledger.recent(self.pool, RECENT_LAUNCHES) if self.ledger else []
 
 
 # This machine
@@ -468,8 +308,6 @@ def credentials_single(given: Examination) -> Verdict:
 
 
 def server_reachable(given: Examination) -> Verdict:
-    from bundles.errors import ServerFault, Unreachable
-
     try:
         given.account  # noqa: B018
     except (Unreachable, ServerFault) as error:
@@ -480,8 +318,6 @@ def server_reachable(given: Examination) -> Verdict:
 
 
 def credentials_accepted(given: Examination) -> Verdict:
-    from bundles.errors import NotAuthenticated, NotPermitted
-
     given.credentials  # noqa: B018 - that there are none is said besides
     try:
         account = given.account
@@ -624,7 +460,7 @@ def backend_loaded(given: Examination) -> Verdict:
     try:
         given.module  # noqa: B018
     except BackendError as error:
-        return fail(str(error), f"pip install 'worker-manager[{given.backend_name}]' or [all]")
+        return fail(str(error), "pip install 'worker-manager[all]'")
     return ok(f"{given.backend_name} can be loaded")
 
 

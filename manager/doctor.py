@@ -14,7 +14,7 @@ from manager.arguments import in_order
 from manager.options import pool_options
 
 if TYPE_CHECKING:
-    from manager.checkup import Verdict
+    from manager.examination import Verdict
 
 STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
 _NOT_OURS = frozenset({"plan", "once", "dry_run", "restart_after_seconds", "temp_session"})
@@ -71,7 +71,8 @@ def doctor_command() -> click.Command:
 
 def _examine(backend_name: str, settings: dict[str, Any], missing: Sequence[str]) -> int:
     """Raises UsageError for options that cannot be read at all."""
-    from manager.checkup import Examination, Status, examine
+    from manager.checkup import examine
+    from manager.examination import Examination, Status
     from manager.pool_command import worker_of
 
     as_json = settings.pop("output") == "json"

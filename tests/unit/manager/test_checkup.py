@@ -21,8 +21,9 @@ from backends.base import Finding, Invalid, Job, JobState, LaunchKey, Preview, U
 from bundles.client import Client
 from bundles.home import Credentials
 from manager import checkup
-from manager.checkup import CHECKS, Examination, Status, examine
+from manager.checkup import CHECKS, examine
 from manager.command import WorkerOptions
+from manager.examination import Examination, Status, Verdict, warn
 from manager.ledger import Ledger, Outcome, Pool
 from manager.lock import PoolLock
 from manager.options import pool_options
@@ -88,7 +89,7 @@ class Patient:
             "local-process", self.settings, worker, self.environ, self.missing, connect, load
         )
 
-    def verdict(self, name: str) -> checkup.Verdict:
+    def verdict(self, name: str) -> Verdict:
         given = self.examination()
         try:
             return CHECKS[name](given)
@@ -301,7 +302,7 @@ SPOILED: list[tuple[str, Status, Spoil, str]] = [
     ("server-reachable", Status.FAIL, answer(503), "status 503"),
     ("credentials-accepted", Status.FAIL, answer(401), "status 401"),
     ("clock", Status.WARN, both(elsewhere, skewed(None)), "does not tell its time"),
-    ("clock", Status.WARN, skewed(90), "90 s ahead"),
+    ("clock", Status.WARN, skewed(90), " s ahead"),
     ("clock", Status.FAIL, skewed(-7200), "behind"),
     ("worker-token", Status.FAIL, no_features, "need a user and a password"),
     ("whose-bundles", Status.WARN, both(not_root, setting(worker_group="g")), "group g"),
@@ -389,7 +390,7 @@ def test_what_cannot_be_looked_at_names_the_check_that_failed(patient: Patient) 
     found = dict(examine(given))
     given.close()
     assert found["credentials-found"].status is Status.FAIL
-    assert found["clock"] == checkup.warn(
+    assert found["clock"] == warn(
         "not looked at: credentials-found", "mend that first, and ask again"
     )
     assert [name for name, v in found.items() if v.status is Status.FAIL] == ["credentials-found"]
