@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import signal
 import threading
 from pathlib import Path
 
 import orjson
+import pytest
 from managing import eventually
 from scripted_server import Content, Fault, ScriptedServer
 from worker_process import Gate, WorkerProcess
 
 from bundles.exits import WorkerExit
 from bundles.model import new_uuid
+from worker.runtimes.choice import APPTAINERS
 
 HOUR = 3600.0
 
@@ -152,6 +155,17 @@ def test_how_far_a_run_is_that_only_prepares_is_reported_again_and_again(
     assert fault.hold is not None
     fault.hold.set()
     assert script.until_over(uuid)["exitcode"] == 0
+
+
+@pytest.mark.skipif(any(map(shutil.which, APPTAINERS)), reason="apptainer would be taken")
+def test_where_no_engine_answers_auto_runs_bundles_as_processes(
+    script: ScriptedServer, worker: WorkerProcess, tmp_path: Path
+) -> None:
+    worker.env |= {"DOCKER_HOST": f"unix://{tmp_path}/nothing"}
+    worker.start("--runtime", "auto")
+    uuid = script.run("echo ran", docker_image="localhost/no-such-image:9")
+    assert script.until_over(uuid)["exitcode"] == 0
+    assert "bundles run as processes: no docker engine answers at" in worker.log
 
 
 def test_without_an_id_it_carries_on_with_what_such_a_worker_has_left(

@@ -147,7 +147,7 @@ def test_disk_limit(containers: Containers) -> None:
     run = containers.run("head -c 20000000 /dev/zero > big; sleep 1000", request_disk="1m")
     bundle = containers.end(run)
     assert bundle.state == "failed"
-    assert bundle.metadata["failure_message"].startswith("Disk limit 1m exceeded")
+    assert bundle.metadata["failure_message"].startswith("Disk limit 1mb exceeded")
     containers.leave()
 
 
