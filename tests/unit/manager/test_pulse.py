@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import threading
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from manager.alarm import SIGNALS, Alarm
 from manager.pulse import MISSED_TICKS, TICK_SECONDS, Pulse
 from manager.systemd import ALIVE, READY, Systemd
 from manager.watchdog import Watchdog, at_most
@@ -202,3 +204,17 @@ def test_what_takes_longer_than_it_may_is_ended_and_what_does_not_is_not() -> No
     with at_most(60, end=never.append):
         pass
     assert never == []
+
+
+def test_after_the_first_signal_the_next_may_end_the_process_at_once() -> None:
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        alarm = Alarm()
+        alarm.listen()
+        alarm.let_go()
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN, "nohup was said"
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
