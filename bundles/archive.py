@@ -108,9 +108,30 @@ def _file(member: tarfile.TarInfo, place: int, status: os.stat_result) -> Iterat
         if pieces is not None:
             yield from _sparse_member(member, file, pieces)
             return
-        yield member.tobuf(tarfile.PAX_FORMAT)
+        yield header_of(member)
         yield from _exactly(file, member.size)
         yield bytes(-member.size % tarfile.BLOCKSIZE)
+
+
+def header_of(file: tarfile.TarInfo) -> bytes:
+    """What ``tobuf(PAX_FORMAT)`` makes of a file without an owner, in a quarter of the time if it
+    is like most."""
+    is_plain = len(file.name) <= 100 and file.name.isascii()
+    if not (is_plain and 0 <= file.mtime < 8**11 and file.size < 8**11):
+        return file.tobuf(tarfile.PAX_FORMAT)
+    header = b"%s%07o\0%s%011o\0%011o\0%s%s" % (
+        file.name.encode().ljust(100, b"\0"),
+        file.mode,
+        _PLAIN_HEADER[108:124],
+        file.size,
+        file.mtime,
+        b" " * 8,
+        _PLAIN_HEADER[156:],
+    )
+    return b"%s%06o\0%s" % (header[:148], sum(header), header[155:])
+
+
+_PLAIN_HEADER = tarfile.TarInfo().tobuf(tarfile.PAX_FORMAT)
 
 
 def _pieces(descriptor: int, status: os.stat_result) -> list[tuple[int, int]] | None:

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from bundles.archive import CHUNK_BYTES, ChunkStream, _Member, check_path, pack, unpack
+from bundles.archive import CHUNK_BYTES, ChunkStream, _Member, check_path, header_of, pack, unpack
 from bundles.errors import UsageError
 
 
@@ -369,3 +369,13 @@ def test_a_header_that_is_read_fast_says_what_tarfile_reads_in_it(
                     changed[148:156] = b"%06o\0 " % (sum(changed[:148]) + sum(changed[156:]) + 256)
                 expected = read(tarfile.TarInfo, bytes(changed))
                 assert read(_Member, bytes(changed)) == expected
+
+
+@pytest.mark.parametrize("name", ["a", "d/f", "n" * 100, "n" * 101, "d/" * 60 + "f", "ä"])
+@pytest.mark.parametrize("size_bytes", [0, 1, 8**11 - 1, 8**11])
+@pytest.mark.parametrize("mtime", [-1, 0, 1_700_000_000, 8**11 - 1, 8**11])
+def test_a_header_that_is_made_fast_is_tarfile_s(name: str, size_bytes: int, mtime: int) -> None:
+    member = tarfile.TarInfo(name)
+    member.size, member.mtime = size_bytes, mtime
+    for member.mode in (0, 0o644, 0o7777):
+        assert header_of(member) == member.tobuf(tarfile.PAX_FORMAT)
