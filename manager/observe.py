@@ -71,10 +71,11 @@ class Observer:
         living = [job for job in jobs if job.state is not JobState.ENDED]
         unsettled = ledger.unsettled(self.pool) if ledger else []
         recent = ledger.recent(self.pool, RECENT_LAUNCHES) if ledger else []
-        failed: Hold = hold(recent, jobs)
         staying = [job for job in living if job.id not in ending]
         free = self._learn(staying, now, is_anything_staged=bool(demand))
         pending = sum(self._is_pending(job, now) for job in staying)
+        coming = {job.key for job in living if job.key and self._is_pending(job, now)}
+        failed: Hold = hold(recent, jobs, coming | {launch.key for launch in unsettled})
         waiting = sorted(
             (job for job in staying if job.state is JobState.PENDING),
             key=lambda job: (job.created, job.id),

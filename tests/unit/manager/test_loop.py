@@ -414,3 +414,27 @@ def test_a_queue_that_breathes_keeps_its_workers(stand: Stand) -> None:
         stand.shapes(1)
         assert manager.tick().end == ()
         stand.now += SURPLUS_SECONDS - 1
+
+
+def test_while_a_worker_shows_whether_failures_are_over_no_other_is_launched(
+    stand: Stand,
+) -> None:
+    """An image that is not there must not cost a worker in every tick."""
+    manager = stand.start(high=20)
+    stand.shapes(10)
+    assert manager.tick().launch == 10
+    stand.now += 5
+    for position, job in enumerate(stand.backend.jobs):
+        stand.backend.jobs[position] = replace(
+            job, state=JobState.ENDED, ended=stand.now, cause=EndCause.FAILED, why="no such image"
+        )
+    assert manager.tick().launch == 0
+    stand.now += 60
+    assert manager.tick().launch == 1
+    stand.backend.jobs[-1] = replace(stand.backend.jobs[-1], state=JobState.PENDING, started=None)
+    for _ in range(3):
+        stand.now += 600
+        assert "probation" in {r.code for r in manager.tick().reasons if r.held}
+    assert len(stand.backend.launched) == 11
+    stand.backend.jobs[-1] = replace(stand.backend.jobs[-1], state=JobState.ACTIVE, started=NOW)
+    assert manager.tick().launch == 10
