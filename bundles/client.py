@@ -651,8 +651,11 @@ class Client:
         messages = reply if isinstance(reply, list) else [reply]
         return [message for message in messages if message]
 
-    def checkout(self, worker_id: str, session: str, reason: str) -> list[str]:
-        """Say that this worker leaves (feature `checkout`); returns the uuids staged again."""
+    def checkout(self, worker_id: str, session: str | None, reason: str) -> list[str]:
+        """Say that this worker leaves (feature `checkout`); returns the uuids staged again.
+
+        ``session`` None: a worker of ours is gone for good, and cannot say so itself.
+        """
         reply = self._json(
             "POST",
             f"workers/{quote(worker_id, safe='')}/checkout",
