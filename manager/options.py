@@ -141,6 +141,17 @@ def own_options() -> list[click.Option]:
             help="Above 0: one launch at most in so many seconds, except below the minimum.",
         ),
         _option(
+            "--max-launches-per-minute",
+            type=click.IntRange(min=1),
+            help="No more launches in any minute, except below the minimum.",
+        ),
+        _option(
+            "--drain-grace-seconds",
+            type=click.FloatRange(min=0),
+            default=3600,
+            help="A worker that is to take no more bundles has so long for those that it has.",
+        ),
+        _option(
             "--price-per-hour",
             type=click.FloatRange(min=0),
             metavar="NUMBER",
