@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from math import floor, inf
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from bundles.errors import UsageError
 from manager.policy import count
 
 MINIMUM_SECONDS = 60.0
@@ -98,6 +99,22 @@ class Terms:
 
     price_per_hour: float = 0.0
     budget: Budget = Budget()
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> Terms:
+        """From the options of a pool, as given or as the ledger keeps them; without a price its
+        workers cost nothing. Raises UsageError for a budget that no price can use up."""
+        terms = cls(
+            settings.get("price_per_hour") or 0.0,
+            Budget(
+                settings.get("budget_per_hour"),
+                settings.get("budget_per_day"),
+                settings.get("budget_per_month"),
+            ),
+        )
+        if terms.budget and not terms.price_per_hour:
+            raise UsageError("a budget of a pool needs --price-per-hour, above 0")
+        return terms
 
 
 @dataclass(frozen=True, slots=True)
