@@ -168,6 +168,7 @@ def test_what_would_wait_longer_than_a_tick_may_is_not_asked_and_says_how_long(
 def test_all_waits_of_a_tick_together_are_bounded(
     governed: GovernedBackend, governor: Governor, clock: Clock
 ) -> None:
+    governor.made(20)
     governor.throttled(None)
     for _ in range(1000):
         with suppress(Throttled):
@@ -214,6 +215,7 @@ def test_waits_and_refusals_are_told(service: Service, governor: Governor, clock
     governed = GovernedBackend(
         service, governor, clock.pause, waited=waits.append, refused=refusals.append
     )
+    governor.made(20)
     governor.throttled(None)
     governed.list_jobs()
     assert waits == clock.pauses != []
