@@ -19,6 +19,7 @@ from manager.arguments import in_order
 from manager.log_format import complain
 
 OTHERS = {
+    "init": "Write a pools file, by a few questions.",
     "status": "What the pools of this home have, and what was decided last.",
     "doctor": "What stands in the way of a pool's first launch.",
     "explain": "Why workers were launched or not, and what a bundle waits for.",
@@ -40,6 +41,10 @@ class Commands(click.Group):
             from manager.pool_command import pool_command
 
             return pool_command(cmd_name)
+        if cmd_name == "init":
+            from manager.init_command import init_command
+
+            return init_command()
         if cmd_name == "status":
             from manager.status import status_command
 
