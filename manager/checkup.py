@@ -50,8 +50,8 @@ from bundles.sizes import format_size
 from manager.examination import Examination, Status, Verdict, fail, ok, warn
 from manager.failures import hold
 from manager.history import read_journal
+from manager.launcher import Launcher
 from manager.lock import holder
-from manager.loop import Launcher
 from manager.options import check_together
 from manager.policy import count
 

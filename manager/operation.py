@@ -19,23 +19,19 @@ from manager.witness import Witness
 from manager.wrapped import WatchedBackend
 
 if TYPE_CHECKING:
-    from manager.metrics import Metrics
+    from manager.metrics import Metrics, PoolMetrics
 
 log = logging.getLogger("manager")
 
 
 class Operation:
-    """Of one pool. A context: what it started ends with it."""
+    """Of the pools that one process keeps. A context: what it started ends with it."""
 
-    def __init__(
-        self, pool: str, backend_name: str, config: PoolConfig, environ: Mapping[str, str]
-    ) -> None:
+    def __init__(self, environ: Mapping[str, str]) -> None:
         self.systemd = Systemd(environ)
         self._pulse = Pulse()
         self._metrics: Metrics | None = None
-        self._pool = pool
-        self._backend_name = backend_name
-        self._config = config
+        self._by_pool: dict[str, PoolMetrics] = {}
         self._stack = ExitStack()
 
     def __enter__(self) -> Operation:
@@ -53,18 +49,38 @@ class Operation:
         from manager.metrics_server import MetricsServer
 
         registry = CollectorRegistry()
-        self._metrics = Metrics(registry, self._pool, self._backend_name, self._config)
+        self._metrics = Metrics(registry)
         server = self._stack.enter_context(MetricsServer(host, port, registry, self._pulse))
         log.info("metrics are at %s/metrics", server.address)
 
-    def around(self, backend: Backend) -> Backend:
-        """The backend, watched, and metered when somebody looks."""
-        if self._metrics is not None:
+    def keeps(self, pool: str, backend_name: str, config: PoolConfig) -> None:
+        """A pool is kept from now on, or with other limits."""
+        if self._metrics is None:
+            return
+        from manager.metrics import PoolMetrics
+
+        if pool not in self._by_pool:
+            self._by_pool[pool] = PoolMetrics(self._metrics, pool, backend_name)
+        self._by_pool[pool].configured(config)
+
+    def keeps_no_more(self, pool: str) -> None:
+        if self._by_pool.pop(pool, None) is not None and self._metrics is not None:
+            self._metrics.forget(pool)
+
+    def around(self, pool: str, backend: Backend) -> Backend:
+        """The backend of a pool that is kept, watched, and metered when somebody looks."""
+        if pool in self._by_pool:
             from manager.metrics import MeteredBackend
 
-            backend = MeteredBackend(backend, self._metrics)
+            backend = MeteredBackend(backend, self._by_pool[pool])
         return WatchedBackend(backend, self._pulse)
 
     @property
     def witnesses(self) -> tuple[Witness, ...]:
-        return (self._pulse,) if self._metrics is None else (self._pulse, self._metrics)
+        """Of the ticks of all pools."""
+        return (self._pulse, *self._by_pool.values())
+
+    def witnesses_of(self, pool: str) -> tuple[Witness, ...]:
+        """Of what is seen and decided in one pool."""
+        metrics = self._by_pool.get(pool)
+        return (self._pulse,) if metrics is None else (self._pulse, metrics)

@@ -129,7 +129,7 @@ def test_processes_that_are_not_the_managers_are_neither_counted_nor_ended(
 
 KILLED_AT = """
 import os, signal, sys
-from manager import ledger, loop
+from manager import keeper, ledger
 from backends import local_process
 
 def killing(owner, name, after):
@@ -141,8 +141,8 @@ def killing(owner, name, after):
     setattr(owner, name, killed)
 
 owner, name, after = sys.argv[1:4]
-owner = {"ledger": ledger.Ledger, "backend": local_process.LocalProcess, "loop": loop.PoolManager,
-         "module": local_process, "journal": loop.Journal}[owner]
+owner = {"ledger": ledger.Ledger, "backend": local_process.LocalProcess, "keeper": keeper.PoolKeeper,
+         "module": local_process, "journal": keeper.Journal}[owner]
 killing(owner, name, after == "after")
 from manager.cli import main
 sys.exit(main(sys.argv[4:]))
@@ -157,7 +157,7 @@ sys.exit(main(sys.argv[4:]))
         "backend.launch",
         "backend._launch",
         "backend._spawn",
-        "loop._settle",
+        "keeper._settle",
         "journal.write",
     ],
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import httpx
@@ -20,6 +20,13 @@ from backends.base import (
     LaunchResult,
     Unreachable,
 )
+from manager.feed import ChangeFeed
+from manager.keeper import PoolKeeper
+from manager.ledger import Ledger
+from manager.loop import Manager
+from manager.observe import Observation, Observer
+from manager.policy import Decision, PoolConfig
+from manager.staged import StagedBundles, demand_of
 
 NOW = 1_000_000.0
 GIB = 1024**3
@@ -154,3 +161,45 @@ class FakeBackend:
         started = None if state is JobState.PENDING else NOW - age_seconds
         self.jobs.append(Job(str(key), key, str(key), state, NOW - age_seconds, started))
         return self.jobs[-1]
+
+
+class Look:
+    """Looks at one pool, its queue and its jobs, as the tick of a manager does."""
+
+    def __init__(self, observer: Observer, max_workers: int = 10) -> None:
+        self._observer = observer
+        self._staged = StagedBundles(observer.client)
+        self._config = PoolConfig(observer.queue.shape, 0, max_workers)
+
+    def observe(
+        self, ledger: Ledger | None, now: float, ending: Collection[str] = ()
+    ) -> Observation:
+        queues = [self._observer.queue]
+        demand, (unfit,) = demand_of(self._staged.read(queues), queues)
+        return self._observer.observe(ledger, now, demand, unfit, self._config, ending)
+
+
+class SolePool:
+    """The manager of one pool, and the pool's keeper."""
+
+    def __init__(
+        self, keeper: PoolKeeper, make_feed: Callable[[], ChangeFeed], **more: Any
+    ) -> None:
+        self.keeper = keeper
+        self.manager = Manager(
+            [keeper],
+            staged=StagedBundles(keeper.client),
+            client=keeper.client,
+            ledger=keeper.ledger,
+            alarm=keeper.alarm,
+            make_feed=make_feed,
+            clock=keeper.clock,
+            **more,
+        )
+
+    def tick(self) -> Decision:
+        return self.manager.tick()[self.keeper.pool]
+
+    def guarded_tick(self) -> float:
+        """How long to wait for the next."""
+        return self.manager._guarded_tick()

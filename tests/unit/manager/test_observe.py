@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
-from pool_fakes import GIB, NOW, FakeBackend, FakeServer
+from pool_fakes import GIB, NOW, FakeBackend, FakeServer, Look
 
 from backends.base import JobState, Unreachable
 from bundles.client import Client
@@ -16,18 +16,18 @@ from manager.ledger import Ledger, Pool
 from manager.observe import START_SECONDS, UNTAKEN_SECONDS, Observer
 from manager.queue import QueueConfig
 
-Make = Callable[..., Observer]
+Make = Callable[..., Look]
 
 
 @pytest.fixture
 def make() -> Iterator[Make]:
     clients = []
 
-    def make_observer(server: FakeServer, backend: FakeBackend, **queue: Any) -> Observer:
+    def make_observer(server: FakeServer, backend: FakeBackend, **queue: Any) -> Look:
         client = Client("http://s", Credentials(token="t"), transport=httpx.MockTransport(server))
         clients.append(client)
         config = QueueConfig(**{"cpus": 1, "gpus": 0, "memory_bytes": 2 * GIB, **queue})
-        return Observer(client, backend, "p", config)
+        return Look(Observer(client, backend, "p", config))
 
     yield make_observer
     for client in clients:

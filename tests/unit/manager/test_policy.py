@@ -313,6 +313,7 @@ def test_withdrawing_leaves_the_minimum_and_what_bundles_need(
     situation: tuple[Snapshot, PoolConfig], number: int
 ) -> None:
     snapshot, config = situation
+    config = dataclasses.replace(config, max_workers=max(config.max_workers, snapshot.workers))
     ids = tuple(str(i) for i in range(min(number, snapshot.pending)))
     snapshot = dataclasses.replace(snapshot, withdrawable=ids, surplus_since=NOW - 3600)
     decision = decide(snapshot, config, NOW)
