@@ -19,6 +19,9 @@ from manager.arguments import in_order
 from manager.log_format import complain
 
 OTHERS = {
+    "run": "Keep the pools of a file, the best first.",
+    "plan": "What the next look at the pools of a file would do.",
+    "config": "What is in force, and where each value comes from.",
     "init": "Write a pools file, by a few questions.",
     "status": "What the pools of this home have, and what was decided last.",
     "doctor": "What stands in the way of a pool's first launch.",
@@ -41,6 +44,14 @@ class Commands(click.Group):
             from manager.pool_command import pool_command
 
             return pool_command(cmd_name)
+        if cmd_name in ("run", "plan"):
+            from manager.run_command import plan_command, run_command
+
+            return run_command() if cmd_name == "run" else plan_command()
+        if cmd_name == "config":
+            from manager.config_command import config_command
+
+            return config_command()
         if cmd_name == "init":
             from manager.init_command import init_command
 
