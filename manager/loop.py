@@ -17,14 +17,16 @@ from typing import TYPE_CHECKING
 
 from backends.base import BackendError, Throttled
 from bundles.errors import BundlesError, NotAuthenticated
+from manager.accountant import Accountant
 from manager.alarm import Alarm, Stopped
 from manager.capacity import Demand
 from manager.feed import ChangeFeed
 from manager.keeper import PoolKeeper, TooManyFailed
 from manager.ledger import Ledger
 from manager.listing import Lister
+from manager.money import NO_BUDGET, SOFT_FRACTION, Budget, Purse
 from manager.observe import Observation
-from manager.policy import Decision, Share, decide_set
+from manager.policy import Allow, Decision, Share, decide_set
 from manager.snapshot import Snapshot
 from manager.staged import StagedBundles, demand_of
 from manager.witness import Witness
@@ -57,7 +59,7 @@ class _Trouble:
 @dataclass
 class Manager:
     """Keeps the pools of ``keepers``, in this order of preference. The caller holds their locks,
-    and closes what it passed in."""
+    and closes what it passed in. ``budget``: what they may cost together."""
 
     keepers: list[PoolKeeper]
     staged: StagedBundles
@@ -68,6 +70,9 @@ class Manager:
     sleep_seconds: float = 5.0
     restart_after_seconds: float | None = None
     witnesses: Sequence[Witness] = ()
+    budget: Budget = NO_BUDGET
+    soft_fraction: float = SOFT_FRACTION
+    before_tick: Callable[[], None] = lambda: None
     lister: Lister = field(default_factory=Lister)
     clock: Callable[[], float] = time.time
     _leaving: list[PoolKeeper] = field(default_factory=list)
@@ -77,6 +82,9 @@ class Manager:
     _failures: int = 0
     _refusals: int = 0
     _accepted: bool = False
+
+    def __post_init__(self) -> None:
+        self._accountant = Accountant(self.ledger)
 
     # Which pools
 
@@ -88,6 +96,10 @@ class Manager:
         for keeper in gone:
             keeper.config = replace(keeper.config, min_workers=0, max_workers=0)
         self.keepers, self._leaving = list(keepers), gone
+
+    def keeper_of(self, pool: str) -> PoolKeeper | None:
+        """Of a pool that is kept, or still drains."""
+        return next((keeper for keeper in self._everyone() if keeper.pool == pool), None)
 
     def _everyone(self) -> list[PoolKeeper]:
         return [*self.keepers, *self._leaving]
@@ -159,7 +171,7 @@ class Manager:
         configs = {keeper.pool: keeper.config for keeper in everyone}
         unknown = set(configs) - set(seen)
         now = self.clock()
-        shares = decide_set(demand, snapshots, configs, now, unknown)
+        shares = decide_set(demand, snapshots, configs, now, unknown, self._allowed(now))
         decided: dict[str, Decision] = {}
         errors: list[Exception] = []
         for keeper in everyone:
@@ -179,10 +191,19 @@ class Manager:
                 hold_reason="launched in this tick",
             )
             if refused:
-                shares = decide_set(demand, snapshots, configs, now, unknown)
+                allowed = self._allowed(now)  # what was launched is in the ledger by now
+                shares = decide_set(demand, snapshots, configs, now, unknown, allowed)
         if errors and len(errors) == len(seen):
             raise errors[0]
         return decided
+
+    def _allowed(self, now: float) -> Allow | None:
+        """What the budgets allow; None when there is none."""
+        terms = {keeper.pool: keeper.terms for keeper in self._everyone()}
+        if not self.budget and not any(its.budget for its in terms.values()):
+            return None
+        accounts = self._accountant.accounts(terms, now)
+        return Purse(accounts, now, self.budget, self.soft_fraction).allowance
 
     def _carry_out(
         self,
@@ -281,6 +302,7 @@ class Manager:
         began = time.monotonic()
         failure: Exception | None = None
         try:
+            self.before_tick()
             decided = self.tick()
         except (BundlesError, BackendError, sqlite3.Error, OSError) as error:
             failure = error
