@@ -159,7 +159,7 @@ class Observer:
         ours = [worker for worker in workers if str(worker.get("worker_id")) in ids]
         self._arrived = frozenset(str(worker["worker_id"]) for worker in ours) - self._checked_in
         self._checked_in |= self._arrived
-        self._busy = frozenset(str(worker["worker_id"]) for worker in ours if _has_a_run(worker))
+        self._busy = frozenset(str(worker["worker_id"]) for worker in ours if has_a_run(worker))
         for worker in ours:
             offer = _offer(worker)
             if offer is not None and str(worker["worker_id"]) in taking:
@@ -240,7 +240,7 @@ def _start_seconds(recent: Sequence[Launch], jobs: Sequence[Job]) -> float | Non
     return median(lasted[:STARTS_REMEMBERED]) if lasted else None
 
 
-def _has_a_run(worker: Mapping[str, Any]) -> bool:
+def has_a_run(worker: Mapping[str, Any]) -> bool:
     return bool(worker.get("run_uuids"))
 
 
