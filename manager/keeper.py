@@ -32,6 +32,7 @@ from manager.failures import meaning
 from manager.journal import Journal
 from manager.launcher import Launcher
 from manager.ledger import Ledger, Outcome
+from manager.money import FREE, Terms
 from manager.observe import Observation, Observer
 from manager.policy import Decision, PoolConfig, count, surplus
 from manager.snapshot import Snapshot
@@ -64,6 +65,7 @@ class PoolKeeper:
     """Keeps one pool. Whoever made it holds the pool's lock, and closes what it passed in.
 
     ``failures_allowed``: when more workers than this have failed since the start, it gives up.
+    ``terms``: what its workers cost, and may cost.
     ``release``: called when the pool is kept no more.
     """
 
@@ -77,6 +79,7 @@ class PoolKeeper:
     journal: Journal
     alarm: Alarm
     failures_allowed: int | None = None
+    terms: Terms = FREE
     witnesses: Sequence[Witness] = ()
     release: Callable[[], None] = lambda: None
     clock: Callable[[], float] = time.time

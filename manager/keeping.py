@@ -21,6 +21,7 @@ from manager.ledger import Ledger
 from manager.ledger import Pool as PoolRow
 from manager.lock import PoolLock
 from manager.loop import Manager
+from manager.money import Terms
 from manager.operation import Operation
 from manager.pool import Pool
 from manager.staged import StagedBundles
@@ -198,6 +199,7 @@ class Keeping:
             journal=Journal(pool.installation.journal_path(pool.name), pool.name),
             alarm=self._alarm,
             failures_allowed=pool.settings.get("exit_after_num_failed"),
+            terms=Terms.from_settings(pool.settings),
             witnesses=self._operation.witnesses_of(pool.name),
             release=lambda: self._release(pool.name, lock),
         )

@@ -244,6 +244,19 @@ def decide(snapshot: Snapshot, config: PoolConfig, now: float) -> Decision:
 
 
 @dataclass(frozen=True, slots=True)
+class Allowance:
+    """How many more workers a pool may launch, None: as many as it likes; and why."""
+
+    affordable: int | None = None
+    reason: str = ""
+
+
+Allow = Callable[[str, Mapping[str, int], Collection[str]], Allowance]
+"""What the budgets allow a pool, after so many launches of others that are decided already, when
+these other pools could take its bundles, too (`manager.money`)."""
+
+
+@dataclass(frozen=True, slots=True)
 class Share:
     """What one pool of a set has to do with the queue, and what is decided for it.
 
@@ -260,6 +273,7 @@ def decide_set(
     configs: Mapping[str, PoolConfig],
     now: float,
     unknown: Collection[str] = (),
+    allow: Allow | None = None,
 ) -> dict[str, Share]:
     """The decisions of one tick for pools in the order of ``configs``, which is that of preference.
 
@@ -269,7 +283,11 @@ def decide_set(
 
     Bundles go into the room of workers that run, in any pool, then into that of workers on their
     way, then to new workers, pool by pool: what a pool may not launch is left to the next.
+    ``allow``: None when there is no budget.
     """
+    if allow is not None:
+        snapshots = {n: _with(snapshots[n], allow(n, {}, ())) for n in configs}
+    launched: dict[str, int] = {}
     left = coarse_demand(demand, _largest(configs))
     taken: dict[str, dict[Need, int]] = {name: {} for name in configs}
     for name, config in configs.items():
@@ -292,10 +310,32 @@ def decide_set(
         is_late = _is_late(snapshot, config)
         if is_late and _is_taken_by(later, left, config, now):
             snapshot = replace(snapshot, is_slow=True)
+        if allow is not None:
+            others = {n: (snapshots[n], configs[n]) for n in names if n not in (name, *unknown)}
+            snapshot = _with(snapshot, allow(name, launched, _rivals(others, left, config, now)))
         decision = decide(snapshot, config, now)
+        launched[name] = decision.launch
         shares[name] = Share(snapshot, decision)
         left = _left_to_others(snapshot, config, decision, left)
     return shares
+
+
+def _with(snapshot: Snapshot, allowance: Allowance) -> Snapshot:
+    return replace(snapshot, affordable=allowance.affordable, budget_reason=allowance.reason)
+
+
+def _rivals(
+    pools: Mapping[str, tuple[Snapshot, PoolConfig]], left: Demand, config: PoolConfig, now: float
+) -> list[str]:
+    """The pools that could take all that this one would launch for, now or when there is room."""
+    mine = [need for need in left if config.shape.takes(need)]
+    return [
+        name
+        for name, (other, theirs) in pools.items()
+        if theirs.max_workers > 0
+        and other.held_until <= now
+        and all(theirs.shape.takes(need) for need in mine)
+    ]
 
 
 def _left_to_others(
