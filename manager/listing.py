@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Mapping
@@ -13,6 +14,8 @@ LIST_SECONDS = 20.0
 """A list that takes longer is not waited for in this tick."""
 
 Listed = list[Job] | Exception
+
+log = logging.getLogger("manager")
 
 
 class Lister:
@@ -54,10 +57,13 @@ class _Listing(threading.Thread):
     def __init__(self, backend: Backend) -> None:
         super().__init__(name="listing", daemon=True)
         self._backend = backend
-        self.listed: Listed = []
+        self.listed: Listed = Unreachable("the list of jobs was not read to its end")
 
     def run(self) -> None:
-        self.listed = _listed(self._backend)
+        try:
+            self.listed = _listed(self._backend)
+        except Exception:  # of one pool's backend: the others go on, and none is no empty list
+            log.exception("a list of jobs failed in a way that its backend does not know")
 
 
 def _listed(backend: Backend) -> Listed:
