@@ -205,7 +205,7 @@ def test_a_plan_says_what_would_be_done_and_changes_nothing(
     managers.stage(1, request_cpus=64)
     before = {path: path.stat().st_mtime_ns for path in server.home.path.rglob("*.db*")}
     plan = managers.json("--max", "5", "local-process", "--min", "1", "--plan", "-o", "json")
-    assert set(plan) == {"launch", "end", "reasons", "staged", "pending", "active"}
+    assert set(plan) == {"launch", "end", "drain", "reasons", "staged", "pending", "active"}
     assert plan["launch"] == {"local-process": 2}
     assert (plan["end"], plan["staged"], plan["pending"], plan["active"]) == ([], 2, 0, 0)
     assert any("1 staged bundle would not fit" in reason for reason in plan["reasons"])
