@@ -35,6 +35,7 @@ from manager.ledger import Ledger, Outcome
 from manager.money import FREE, Terms
 from manager.observe import Observation, Observer
 from manager.policy import Decision, PoolConfig, count, surplus
+from manager.quiet import QuietList
 from manager.snapshot import Snapshot
 from manager.witness import Witness
 
@@ -95,6 +96,7 @@ class PoolKeeper:
     _told_to_drain: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
+        self.quiet = QuietList(self.backend)
         self._recall_ends()
 
     # Looking

@@ -11,22 +11,23 @@ import math
 import random
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from backends.base import BackendError, Throttled
-from bundles.errors import BundlesError, NotAuthenticated
+from bundles.errors import BundlesError, NotAuthenticated, NotFound, NotPermitted
 from manager.accountant import Accountant
 from manager.alarm import Alarm, Stopped
 from manager.capacity import Demand
 from manager.feed import ChangeFeed
 from manager.keeper import PoolKeeper, TooManyFailed
 from manager.ledger import Ledger
-from manager.listing import Lister
+from manager.listing import Listed, Lister
 from manager.money import NO_BUDGET, SOFT_FRACTION, Budget, Purse
-from manager.observe import Observation
+from manager.observe import Observation, has_a_run
 from manager.policy import Allow, Decision, Share, decide_set
+from manager.quiet import is_acting
 from manager.snapshot import Snapshot
 from manager.staged import StagedBundles, demand_of
 from manager.witness import Witness
@@ -121,7 +122,9 @@ class Manager:
         seen: dict[str, Observation] = {}
         errors: list[Exception] = []
         due = [keeper for keeper in everyone if self._is_due(keeper)]
-        listed = self.lister.list({keeper.pool: keeper.backend for keeper in due}, self.alarm)
+        quiet = {} if demand else self._quiet(due)
+        asked = {keeper.pool: keeper.backend for keeper in due if keeper.pool not in quiet}
+        listed = quiet | self.lister.list(asked, self.alarm)
         for keeper, misfits in zip(everyone, unfit, strict=True):
             name = keeper.pool
             jobs = listed.get(name)
@@ -146,9 +149,47 @@ class Manager:
             snapshots[name] = snapshot
         if errors and not seen:
             raise errors[0]
+        if self._is_acting_on(quiet, snapshots, seen):
+            return self.tick()  # on lists of this moment
         decided = self._act(demand, snapshots, seen)
+        for keeper in everyone:
+            name = keeper.pool
+            if name in decided and name not in quiet:
+                keeper.quiet.look(seen[name].jobs, snapshots[name], decided[name], self.clock())
         self._release(seen)
         return decided
+
+    def _quiet(self, keepers: Sequence[PoolKeeper]) -> dict[str, Listed]:
+        """The jobs of pools in which nothing happens, as they were last listed."""
+        now = self.clock()
+        idle_workers: frozenset[str] = frozenset()
+        if any(keeper.quiet.needs_word(now) for keeper in keepers):
+            with self.alarm.interruptible():
+                idle_workers = _idle_workers(self.client)
+        return {
+            keeper.pool: jobs
+            for keeper in keepers
+            if (jobs := keeper.quiet.jobs(keeper.config, now, idle_workers)) is not None
+        }
+
+    def _is_acting_on(
+        self,
+        quiet: Mapping[str, Listed],
+        snapshots: Mapping[str, Snapshot],
+        seen: Mapping[str, Observation],
+    ) -> bool:
+        """Whether something would be launched or ended on a list of an earlier tick."""
+        if not quiet:
+            return False
+        configs = {keeper.pool: keeper.config for keeper in self._everyone()}
+        unknown = set(configs) - set(seen)
+        shares = decide_set({}, snapshots, configs, self.clock(), unknown)
+        decided = {name: shares[name].decision for name in quiet}
+        acting = {name for name, decision in decided.items() if decision and is_acting(decision)}
+        for keeper in self._everyone():
+            if keeper.pool in acting:
+                keeper.quiet.forget()
+        return bool(acting)
 
     def _reconcile(self, keeper: PoolKeeper, observation: Observation) -> str:
         """Why nothing may be launched in this pool any more; "" when it may.
@@ -342,6 +383,15 @@ class Manager:
         wait_seconds = self._pause_seconds(error, self._failures)
         self._failures += 1
         return wait_seconds
+
+
+def _idle_workers(client: Client) -> frozenset[str]:
+    """Workers that the server knows, and that have no bundle."""
+    try:
+        workers = client.workers()
+    except (NotPermitted, NotFound):
+        return frozenset()
+    return frozenset(str(worker["worker_id"]) for worker in workers if not has_a_run(worker))
 
 
 _NOTHING = Snapshot({}, 0, 0, 0)
