@@ -142,16 +142,15 @@ class PoolKeeper:
 
         Raises TooManyFailed, sqlite3.Error, and BundlesError when the server cannot be told.
         """
-        now = self.clock()
         listed = {job.key: job for job in observation.jobs}
-        lag_seconds = self.backend.capabilities.listing_lag_seconds
+        unlisted = self.observer.unlisted
         outcomes: list[tuple[LaunchKey, Outcome, str | None, str | None]] = []
         for launch in self.ledger.unsettled(self.pool):
             job = listed.get(launch.key)
             if job is not None and (job.state is not JobState.ENDED or job.started is not None):
                 outcomes.append((launch.key, Outcome.LAUNCHED, job.id, None))
                 log.info("%s was launched before the last manager died: kept", launch.key)
-            elif job is not None or now - launch.requested >= lag_seconds:
+            elif job is not None or not unlisted.may_be(launch, observation.when):
                 outcomes.append((launch.key, Outcome.UNDONE, None, None))
                 log.info("%s was intended and never launched: forgotten", launch.key)
         if outcomes:
@@ -173,7 +172,7 @@ class PoolKeeper:
         missing = [
             launch.key
             for launch in running
-            if launch.key not in listed and now - launch.requested >= lag_seconds
+            if launch.key not in listed and not unlisted.may_be(launch, observation.when)
         ]
         if missing:
             self.ledger.record_missing(self.pool, missing)
@@ -241,6 +240,7 @@ class PoolKeeper:
                 secrets = self.launcher.secrets(self.client)
             keys = self.ledger.intend(self.pool, decision.launch)
             launched = self.backend.launch(self.launcher.requests(keys, self.backend, secrets))
+            self.observer.unlisted.answered(keys, self.clock())
             self._settle(keys, launched)
             results += [_result(key, outcome) for key, outcome in zip(keys, launched, strict=True)]
         if decision.drain:

@@ -122,6 +122,7 @@ class Manager:
         seen: dict[str, Observation] = {}
         errors: list[Exception] = []
         due = [keeper for keeper in everyone if self._is_due(keeper)]
+        when = self.clock()
         quiet = {} if demand else self._quiet(due)
         asked = {keeper.pool: keeper.backend for keeper in due if keeper.pool not in quiet}
         listed = quiet | self.lister.list(asked, self.alarm)
@@ -134,7 +135,7 @@ class Manager:
                 if jobs is None:
                     snapshots[name] = self._last_known(name)
                     continue
-                observation = keeper.observe(self.clock(), demand, misfits, jobs)
+                observation = keeper.observe(when, demand, misfits, jobs)
                 gave_up = self._reconcile(keeper, observation)
             except (BackendError, OSError) as error:
                 errors.append(error)

@@ -28,6 +28,7 @@ from manager.ledger import Launch, Ledger
 from manager.policy import PoolConfig
 from manager.queue import QueueConfig
 from manager.snapshot import Snapshot
+from manager.unlisted import Unlisted
 
 if TYPE_CHECKING:
     from bundles.client import Client
@@ -47,10 +48,11 @@ STARTS_REMEMBERED = 3
 class Observation:
     """A snapshot, and the list it was made of. ``arrived``: workers that the server was seen to
     know for the first time; ``idle``: ids of jobs whose workers have no bundle, as the server
-    says."""
+    says; ``when``: what was launched later may be missing from the list."""
 
     snapshot: Snapshot
     jobs: tuple[Job, ...]
+    when: float
     arrived: frozenset[str] = frozenset()
     idle: frozenset[str] = frozenset()
 
@@ -63,10 +65,14 @@ class Observer:
     backend: Backend
     pool: str
     queue: QueueConfig
+    unlisted: Unlisted = field(init=False)
     _checked_in: set[str] = field(default_factory=set)
     _arrived: frozenset[str] = frozenset()
     _busy: frozenset[str] | None = None
     _room_since: float | None = None
+
+    def __post_init__(self) -> None:
+        self.unlisted = Unlisted(self.backend.capabilities.listing_lag_seconds)
 
     def observe(
         self,
@@ -80,14 +86,18 @@ class Observer:
     ) -> Observation:
         """``demand``: the staged bundles of every pool of the set; ``unfit``: those of them that
         this pool cannot run; ``ending``: the ids of jobs that were asked to end; ``jobs``: the
-        backend's list, when it was asked before. Raises BundlesError, BackendError, or
-        sqlite3.Error when anything could not be read."""
+        backend's list, when it was asked for before, at ``now``. Raises BundlesError,
+        BackendError, or sqlite3.Error when anything could not be read."""
+        self.unlisted.begin(now)
         if jobs is None:
             jobs = self.backend.list_jobs()
         living = [job for job in jobs if job.state is not JobState.ENDED]
         unsettled = ledger.unsettled(self.pool) if ledger else []
+        launched = ledger.running(self.pool) if ledger else []
+        unseen = self._unseen([*unsettled, *launched], jobs, now)
         recent = ledger.recent(self.pool, RECENT_LAUNCHES) if ledger else []
-        told = _draining(ledger, self.pool)
+        told: dict[LaunchKey | None, float]
+        told = {one.key: one.draining for one in launched if one.draining is not None}
         staying = [job for job in living if job.id not in ending and job.key not in told]
         draining = [job for job in living if job.id not in ending and job.key in told]
         is_wanted = any(self.queue.shape.takes(need) for need in demand)
@@ -102,7 +112,7 @@ class Observer:
         snapshot = Snapshot(
             demand=demand,
             unfit=unfit,
-            pending=len(pending) + self._invisible(unsettled, jobs, now),
+            pending=len(pending) + len(unseen),
             active=len(staying) - len(pending),
             ending=len(living) - len(staying) - len(draining),
             free=self._taken_up(free, demand, now),
@@ -126,7 +136,7 @@ class Observer:
             ),
         )
         idle = frozenset(job.id for job in running if self._is_idle(job))
-        return Observation(snapshot, tuple(jobs), self._arrived, idle)
+        return Observation(snapshot, tuple(jobs), now, self._arrived, idle)
 
     # The jobs
 
@@ -203,24 +213,18 @@ class Observer:
     def _has_come(self, job: Job) -> bool:
         return job.worker_id in self._checked_in
 
-    def _invisible(self, unsettled: Sequence[Launch], jobs: Sequence[Job], now: float) -> int:
-        """Intents that may have become a job which the service does not list yet."""
+    def _unseen(self, launches: Sequence[Launch], jobs: Sequence[Job], now: float) -> list[Launch]:
+        """Those that are, or may be, a job which the service does not list yet."""
         listed: set[LaunchKey | None] = {job.key for job in jobs}
-        lag_seconds = self.backend.capabilities.listing_lag_seconds
-        return sum(
-            launch.key not in listed and now - launch.requested < lag_seconds
-            for launch in unsettled
-        )
+        return [
+            launch
+            for launch in launches
+            if launch.key not in listed and self.unlisted.may_be(launch, now)
+        ]
 
 
 def _newest_first(jobs: Sequence[Job]) -> list[Job]:
     return sorted(jobs, key=lambda job: (job.created, job.id), reverse=True)
-
-
-def _draining(ledger: Ledger | None, pool: str) -> dict[LaunchKey | None, float]:
-    """The launches whose workers were told to take nothing more, and when."""
-    launches = ledger.running(pool) if ledger else []
-    return {one.key: one.draining for one in launches if one.draining is not None}
 
 
 def _impatient(pending: Sequence[Job], patience_seconds: float | None, now: float) -> int:
