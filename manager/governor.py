@@ -174,12 +174,21 @@ class Governors(Witness):
             governor.end_tick()
 
 
+class CallsWitness:
+    """Is told how calls are paced, from any thread."""
+
+    def waited(self, seconds: float) -> None:
+        """A call was made later than it could have been."""
+
+    def refused(self, operation: str) -> None:
+        """A call was put off to a later tick."""
+
+
 class GovernedBackend(WrappedBackend):
     """Asks a backend no faster than its governor allows.
 
     ``pause`` waits so many seconds, or shorter when the process is to end. What cannot be asked in
-    this tick is Throttled, as if the service had said so. ``waited`` and ``refused`` are told of
-    the seconds of each wait, and of the operation that was not asked.
+    this tick is Throttled, as if the service had said so.
     """
 
     def __init__(
@@ -187,15 +196,12 @@ class GovernedBackend(WrappedBackend):
         inner: Backend,
         governor: Governor,
         pause: Callable[[float], None],
-        *,
-        waited: Callable[[float], None] = lambda seconds: None,
-        refused: Callable[[str], None] = lambda operation: None,
+        witness: CallsWitness,
     ) -> None:
         super().__init__(inner)
         self._governor = governor
         self._pause = pause
-        self._waited = waited
-        self._refused = refused
+        self._witness = witness
         self._listed = 0
 
     def launch(
@@ -244,10 +250,10 @@ class GovernedBackend(WrappedBackend):
         """Wait until the calls may be made; why they may not, if that would take too long."""
         waited, left = self._governor.admit(calls, self._pause, is_urgent=is_urgent)
         if waited:
-            self._waited(waited)
+            self._witness.waited(waited)
         if not left:
             return None
-        self._refused(operation)
+        self._witness.refused(operation)
         return Throttled(
             f"the service asked for fewer calls: it is not asked for {left:.0f} s more", left
         )

@@ -158,6 +158,7 @@ class Manager:
             if name in decided and name not in quiet:
                 keeper.quiet.look(seen[name].jobs, snapshots[name], decided[name], self.clock())
         self._release(seen)
+        self._tell_costs()
         return decided
 
     def _quiet(self, keepers: Sequence[PoolKeeper]) -> dict[str, Listed]:
@@ -247,6 +248,15 @@ class Manager:
         accounts = self._accountant.accounts(terms, now)
         return Purse(accounts, now, self.budget, self.soft_fraction).allowance
 
+    def _tell_costs(self) -> None:
+        now = self.clock()
+        terms = {keeper.pool: keeper.terms for keeper in self._everyone()}
+        priced = {pool: its for pool, its in terms.items() if its.price_per_hour}
+        if priced:
+            accounts = self._accountant.accounts(priced, now)
+            for witness in self.witnesses:
+                witness.paid(accounts, self.budget, now)
+
     def _carry_out(
         self,
         keeper: PoolKeeper,
@@ -294,6 +304,8 @@ class Manager:
         """Say once what is wrong with one pool of several, and leave it alone for a while."""
         if len(self._everyone()) == 1:
             return  # the tick has failed, and says so
+        for witness in keeper.witnesses:
+            witness.failed(error)
         trouble = self._troubles.setdefault(keeper.pool, _Trouble())
         complaint = type(error).__name__
         if complaint != trouble.complaint:
@@ -381,6 +393,8 @@ class Manager:
             self._complaint = complaint
         for keeper in self._everyone():
             keeper.write_down(self.clock(), None, None, error=f"{complaint}: {error}")
+            if isinstance(error, BundlesError):
+                keeper.server_failed(self.clock())
         wait_seconds = self._pause_seconds(error, self._failures)
         self._failures += 1
         return wait_seconds

@@ -36,6 +36,8 @@ from backends.base import (
     Unreachable,
 )
 from bundles import __version__
+from manager.governor import CallsWitness
+from manager.money import Account, Period, window
 from manager.observe import Observation
 from manager.policy import Decision, PoolConfig
 from manager.snapshot import Snapshot
@@ -138,6 +140,25 @@ class Metrics:
         )
         self.waits = counter("call_wait_seconds", "Spent on not calling faster than that.")
         self.refusals = counter("calls_not_made", "Calls put off to a later tick.", "operation")
+        self.has_lease = gauge("lease_held", "1 while the server says that we keep the pool.")
+        self.spent = gauge("spent", "What workers have cost in the running period.", "period")
+        self.forecast = gauge(
+            "spent_forecast", "The same at the end of it, when nothing more is launched.", "period"
+        )
+        self.budget = gauge("budget", "What the pool may cost in a period.", "period")
+        self.cost_per_hour = gauge("cost_per_hour", "What the workers that live cost an hour.")
+        self.whole_budget = Gauge(
+            "worker_manager_whole_budget",
+            "What all pools together may cost in a period.",
+            ("period",),
+            registry=registry,
+        )
+        self.is_config_good = Gauge(
+            "worker_manager_config_good",
+            "0 while the pools file has mistakes, and what it said before holds.",
+            registry=registry,
+        )
+        self.is_config_good.set(1)
 
     def forget(self, pool: str) -> None:
         """The pool is kept no more."""
@@ -145,7 +166,7 @@ class Metrics:
             family.remove_by_labels({"pool": pool})
 
 
-class PoolMetrics(Witness):
+class PoolMetrics(Witness, CallsWitness):
     """The metrics of one pool, as a witness of its keeper; ``clock`` never goes back."""
 
     def __init__(
@@ -163,6 +184,7 @@ class PoolMetrics(Witness):
         self._idle: dict[str, float] = {}
         """The same of those that came, and were not seen with a bundle."""
         self._codes: set[str] = set()
+        self._has_failed = False
         metrics.build.labels(pool).info({"version": __version__, "backend": backend_name})
         # What has not happened yet is there as 0, so that the first time shows in a rate.
         for state in ("pending", "active", "draining", "ending"):
@@ -222,11 +244,35 @@ class PoolMetrics(Witness):
             self._of.ends.labels(self._pool, MISSING, "").inc()
             self._forget(str(key))
 
+    def failed(self, error: Exception) -> None:
+        self._has_failed = True
+        name = cause(error) if isinstance(error, BackendError) else type(error).__name__
+        self._of.tick_failures.labels(self._pool, name).inc()
+
     def ticked(self, seconds: float, error: Exception | None, wait_seconds: float) -> None:
         self._of.ticks.labels(self._pool).observe(seconds)
-        if error is not None:
-            name = cause(error) if isinstance(error, BackendError) else type(error).__name__
-            self._of.tick_failures.labels(self._pool, name).inc()
+        if error is not None and not self._has_failed:
+            self.failed(error)
+        self._has_failed = False
+
+    def paid_for(self, account: Account, now: float) -> None:
+        """What this pool has cost by ``now``."""
+        pool = self._pool
+        price = account.terms.price_per_hour
+        self._of.cost_per_hour.labels(pool).set(account.living * price)
+        for period in Period:
+            place = window(period, now)
+            self._of.spent.labels(pool, period).set(account.spent.get(place, 0.0))
+            self._of.forecast.labels(pool, period).set(account.forecast(place, now))
+            most = account.terms.budget.of(period)
+            if most is not None:
+                self._of.budget.labels(pool, period).set(most)
+
+    # Of the lease
+
+    def leased(self, is_held: Callable[[], bool]) -> None:
+        """Ask this, from any thread, whether the pool is ours."""
+        self._of.has_lease.labels(self._pool).set_function(is_held)
 
     # Of the governor
 

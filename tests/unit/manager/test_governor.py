@@ -23,6 +23,7 @@ from manager.governor import (
     GROWTH,
     LONGEST_WAITS_SECONDS,
     SLOWEST,
+    CallsWitness,
     GovernedBackend,
     Governor,
     Governors,
@@ -94,7 +95,7 @@ def governor(clock: Clock) -> Governor:
 
 @pytest.fixture
 def governed(service: Service, governor: Governor, clock: Clock) -> GovernedBackend:
-    return GovernedBackend(service, governor, clock.pause)
+    return GovernedBackend(service, governor, clock.pause, CallsWitness())
 
 
 def test_nobody_waits_for_a_service_that_never_complained(
@@ -204,7 +205,7 @@ def test_many_ends_leave_a_debt_of_one_burst_at_most(governor: Governor, clock: 
 
 def test_a_wait_that_a_signal_cut_short_asks_nothing(service: Service, governor: Governor) -> None:
     governor.throttled(None)
-    governed = GovernedBackend(service, governor, lambda seconds: None)
+    governed = GovernedBackend(service, governor, lambda seconds: None, CallsWitness())
     assert isinstance(governed.launch(requests(1))[0], Throttled)
     assert service.calls == []
 
@@ -212,9 +213,15 @@ def test_a_wait_that_a_signal_cut_short_asks_nothing(service: Service, governor:
 def test_waits_and_refusals_are_told(service: Service, governor: Governor, clock: Clock) -> None:
     waits: list[float] = []
     refusals: list[str] = []
-    governed = GovernedBackend(
-        service, governor, clock.pause, waited=waits.append, refused=refusals.append
-    )
+
+    class Told(CallsWitness):
+        def waited(self, seconds: float) -> None:
+            waits.append(seconds)
+
+        def refused(self, operation: str) -> None:
+            refusals.append(operation)
+
+    governed = GovernedBackend(service, governor, clock.pause, Told())
     governor.made(20)
     governor.throttled(None)
     governed.list_jobs()
