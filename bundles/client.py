@@ -46,7 +46,7 @@ POLL_MARGIN_SECONDS = 15.0
 """How much later than ``wait_seconds`` a long poll may be answered before it counts as lost."""
 TOKEN_MARGIN_SECONDS = 300.0
 """A bearer token is renewed this long before it expires."""
-LEASE_TIMEOUT_SECONDS = 4.0
+LEASE_TIMEOUT_SECONDS = 3.0
 """A renewal that took longer would come too late for the next try."""
 PAGE_SIZE = 1000
 

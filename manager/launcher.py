@@ -43,13 +43,16 @@ class Launcher:
         )
         return [LaunchRequest(key, tuple(argv), self.resources, secrets=secrets) for key in keys]
 
-    def secrets(self, client: Client) -> dict[str, str]:
+    def secrets(self, client: Client, pool: str = "", fence: int | None = None) -> dict[str, str]:
         """The environment by which a worker shows who it is: a fresh worker token, else CodaLab's.
 
-        Raises NotAuthenticated when there is nothing that a worker could use.
+        ``fence``: of the lease of the pool, where the server keeps leases. Raises Conflict when it
+        is another manager's by now, NotAuthenticated when there is nothing that a worker could use.
         """
         if "tokens" in client.features and not self.options.is_codalab:
-            return {TOKEN_VARIABLE: client.worker_token()}
+            if fence is None:
+                return {TOKEN_VARIABLE: client.worker_token()}
+            return {TOKEN_VARIABLE: client.worker_token(pool, fence)}
         if self.credentials.username and self.credentials.password:
             return {
                 USER_VARIABLE: self.credentials.username,
