@@ -31,6 +31,7 @@ from manager.capacity import Demand
 from manager.failures import meaning
 from manager.journal import Journal
 from manager.launcher import Launcher
+from manager.lease import Lease
 from manager.ledger import Ledger, Outcome
 from manager.money import FREE, Terms
 from manager.observe import Observation, Observer
@@ -66,6 +67,7 @@ class PoolKeeper:
     """Keeps one pool. Whoever made it holds the pool's lock, and closes what it passed in.
 
     ``failures_allowed``: when more workers than this have failed since the start, it gives up.
+    ``lease``: by which the server knows that no other manager keeps it.
     ``terms``: what its workers cost, and may cost.
     ``release``: called when the pool is kept no more.
     """
@@ -83,6 +85,7 @@ class PoolKeeper:
     terms: Terms = FREE
     witnesses: Sequence[Witness] = ()
     release: Callable[[], None] = lambda: None
+    lease: Lease | None = None
     clock: Callable[[], float] = time.time
     _journal_fails: bool = False
     _throttled_until: float = 0.0
@@ -237,7 +240,8 @@ class PoolKeeper:
             log.info("%s", self._named(decision))
         if decision.launch:
             with self.alarm.interruptible():
-                secrets = self.launcher.secrets(self.client)
+                fence = self.lease.fence(self.pool) if self.lease else None
+                secrets = self.launcher.secrets(self.client, self.pool, fence)
             keys = self.ledger.intend(self.pool, decision.launch)
             launched = self.backend.launch(self.launcher.requests(keys, self.backend, secrets))
             self.observer.unlisted.answered(keys, self.clock())
