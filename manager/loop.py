@@ -22,6 +22,7 @@ from manager.alarm import Alarm, Stopped
 from manager.capacity import Demand
 from manager.feed import ChangeFeed
 from manager.keeper import PoolKeeper, TooManyFailed
+from manager.lease import RETRY_SECONDS, Lease, LeaseLost
 from manager.ledger import Ledger
 from manager.listing import Listed, Lister
 from manager.money import NO_BUDGET, SOFT_FRACTION, Budget, Purse
@@ -60,7 +61,8 @@ class _Trouble:
 @dataclass
 class Manager:
     """Keeps the pools of ``keepers``, in this order of preference. The caller holds their locks,
-    and closes what it passed in. ``budget``: what they may cost together."""
+    and closes what it passed in. ``lease``: where managers of other homes may keep the same pools.
+    ``budget``: what they may cost together."""
 
     keepers: list[PoolKeeper]
     staged: StagedBundles
@@ -71,6 +73,7 @@ class Manager:
     sleep_seconds: float = 5.0
     restart_after_seconds: float | None = None
     witnesses: Sequence[Witness] = ()
+    lease: Lease | None = None
     budget: Budget = NO_BUDGET
     soft_fraction: float = SOFT_FRACTION
     before_tick: Callable[[], None] = lambda: None
@@ -111,8 +114,12 @@ class Manager:
         """Observe, decide, act. Returns what was decided, by pool.
 
         Raises BundlesError, BackendError, sqlite3.Error or OSError when nothing could be decided
-        or done in any pool, and Stopped.
+        or done in any pool, and Stopped. Of these LeaseLost, when another manager keeps one of
+        the pools: it was waited for then.
         """
+        if self.lease is not None:
+            with self.alarm.interruptible():
+                self.lease.take()
         everyone = self._everyone()
         queues = [keeper.observer.queue for keeper in everyone]
         with self.alarm.interruptible():
@@ -395,6 +402,8 @@ class Manager:
             keeper.write_down(self.clock(), None, None, error=f"{complaint}: {error}")
             if isinstance(error, BundlesError):
                 keeper.server_failed(self.clock())
+        if isinstance(error, LeaseLost):
+            return RETRY_SECONDS
         wait_seconds = self._pause_seconds(error, self._failures)
         self._failures += 1
         return wait_seconds
