@@ -43,6 +43,7 @@ class FakeServer:
         self.shapes: list[dict[str, Any]] = []
         self.asked: list[list[str]] = []
         self.checked_out: list[str] = []
+        self.drained: list[str] = []
         self.checkout_status: int | None = None
         self.worker_lists = 0
         self.tokens = 0
@@ -79,6 +80,9 @@ class FakeServer:
                 return httpx.Response(self.checkout_status, text="no")
             self.checked_out.append(path.split("/")[1])
             document = {"restaged": []}
+        elif path.endswith("/drain"):
+            self.drained.append(path.split("/")[1])
+            document = {}
         elif path == "worker-tokens":
             self.tokens += 1
             document = {"data": {"attributes": {"token": f"token-{self.tokens}"}}}
@@ -115,6 +119,7 @@ class FakeBackend:
         self.launched: list[LaunchRequest] = []
         self.asked_to_end: list[str] = []
         self.reluctance: BackendError | None = None
+        self.may_end_running = False
         self.capabilities = Capabilities(1, Idempotency.SERVICE, 60.0, lag_seconds)
         self.work_directory = "/"
 
@@ -146,7 +151,8 @@ class FakeBackend:
     def terminate(self, job_ids: Sequence[str]) -> dict[str, BackendError | None]:
         """A job that was asked to end stays in the list until ``pass_away``."""
         for job in self.jobs:
-            assert job.id not in job_ids or job.state is JobState.PENDING, f"{job.id} runs"
+            is_spare = job.state is JobState.PENDING or self.may_end_running
+            assert job.id not in job_ids or is_spare, f"{job.id} runs"
         self.asked_to_end += job_ids
         return dict.fromkeys(job_ids, self.reluctance)
 
