@@ -85,6 +85,7 @@ class Lease:
         self._hold = _Hold()
         self._has_asked = False
         self._is_missed = False
+        self._is_waiting = False
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._renewing: threading.Thread | None = None
@@ -175,25 +176,31 @@ class Lease:
             sent = self._clock()
             self._client.renew_leases(fences, self._holder)
         except Conflict as error:
+            self._is_waiting = True
             raise LeaseLost(
                 f"another manager keeps a pool: {error}; --pool NAME keeps one of another name"
             ) from error
+        if self._is_waiting:
+            log.info("this manager keeps %s now", ", ".join(sorted(pools)))
+        self._is_waiting = False
         with self._lock:
             self._hold = _Hold(fences, sent + TTL_SECONDS)
         if self._renewing is None:
-            self._renewing = threading.Thread(target=self._renew, name="lease", daemon=True)
+            self._renewing = threading.Thread(target=self._keep_renewing, name="lease", daemon=True)
             self._renewing.start()
 
-    def _renew(self) -> None:
+    def _keep_renewing(self) -> None:
         """In a thread: again and again, until it is closed."""
         pause_seconds = RENEWAL_SECONDS
         while not self._closing.wait(pause_seconds):
-            with self._lock:
-                hold = self._hold
-            pause_seconds = self._renew_once(hold) if hold.fences else RENEWAL_SECONDS
+            pause_seconds = self.renew()
 
-    def _renew_once(self, hold: _Hold) -> float:
-        """How long until the next time, in seconds."""
+    def renew(self) -> float:
+        """Hold it for another while, or find that it is lost, if it is held. From any thread.
+        Returns when to do so next, in seconds."""
+        hold = self._hold
+        if not hold.fences:
+            return RENEWAL_SECONDS
         sent = self._clock()
         try:
             self._client.renew_leases(hold.fences, self._holder)
