@@ -126,6 +126,14 @@ class PoolKeeper:
                 held_until=self._throttled_until,
                 hold_reason="the service asked for a pause",
             )
+        lag_seconds = self.backend.capabilities.listing_lag_seconds
+        left = lag_seconds - self.lease.seconds_since_another(self.pool) if self.lease else 0.0
+        if snapshot.held_until < now + left and left > 0:
+            snapshot = replace(
+                snapshot,
+                held_until=now + left,
+                hold_reason="what another home's manager launched last may not be listed yet",
+            )
         return replace(
             snapshot,
             surplus_since=self._surplus_since,
