@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backends.base import Backend, BackendError, LaunchRequest, LaunchResult
@@ -67,12 +68,15 @@ class Lease:
     it is given back at the end.
 
     Taken in the manager's thread; a thread of its own renews it, and rings when it is lost.
+    ``directory``: where the last fence of each pool is written down, so that it is known whether
+    a manager of another home, with a ledger of its own, has kept the pool since.
     """
 
     def __init__(
         self,
         client: Client,
         alarm: Alarm,
+        directory: Path,
         *,
         holder: str | None = None,
         clock: Callable[[], float] = boot_seconds,
@@ -80,6 +84,8 @@ class Lease:
         self._client = client
         self._pools: frozenset[str] = frozenset()
         self._alarm = alarm
+        self._directory = directory
+        self._strangers: dict[str, float] = {}
         self._holder = holder or our_name()
         self._clock = clock
         self._hold = _Hold()
@@ -118,6 +124,11 @@ class Lease:
         if found is None:
             raise LeaseLost(f"it is not sure any more that the pool {pool} is this manager's")
         return found
+
+    def seconds_since_another(self, pool: str) -> float:
+        """How long ago the pool was taken over from a manager of another home: what that one
+        launched is in no ledger of ours. Infinite when it was not."""
+        return self._clock() - self._strangers.get(pool, float("-inf"))
 
     def take(self, wait_seconds: float = WAIT_SECONDS) -> None:
         """See to it that it is held; waits so long for another manager to end.
@@ -183,11 +194,27 @@ class Lease:
         if self._is_waiting:
             log.info("this manager keeps %s now", ", ".join(sorted(pools)))
         self._is_waiting = False
+        for pool, fence in fences.items():
+            if fence != self._hold.fences.get(pool):
+                self._notice(pool, fence)
         with self._lock:
             self._hold = _Hold(fences, sent + TTL_SECONDS)
         if self._renewing is None:
             self._renewing = threading.Thread(target=self._keep_renewing, name="lease", daemon=True)
             self._renewing.start()
+
+    def _notice(self, pool: str, fence: int) -> None:
+        """Find out by the fences whether somebody else had it since we did."""
+        path = self._directory / f"{pool}.fence"
+        try:
+            last = int(path.read_text())
+        except (OSError, ValueError):
+            last = 0
+        if fence > 1 and not 0 <= fence - last <= 1:
+            self._strangers[pool] = self._clock()
+            log.info("%s was kept by a manager of another home before", pool)
+        with suppress(OSError):  # then somebody seems to have had it when it is taken again
+            path.write_text(f"{fence}\n")
 
     def _keep_renewing(self) -> None:
         """In a thread: again and again, until it is closed."""

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -77,14 +78,20 @@ def alarm() -> Alarm:
 
 
 @pytest.fixture
-def lease(server: Keeper, alarm: Alarm) -> Iterator[Lease]:
-    with make(server, alarm) as made:
+def lease(server: Keeper, alarm: Alarm, tmp_path: Path) -> Iterator[Lease]:
+    with make(server, alarm, tmp_path) as made:
         made.want("p")
         yield made
 
 
-def make(server: Keeper, alarm: Alarm) -> Lease:
-    return Lease(server, alarm, holder="me", clock=lambda: server.now)  # type: ignore[arg-type]
+def make(server: Keeper, alarm: Alarm, directory: Path, holder: str = "me") -> Lease:
+    return Lease(
+        server,  # type: ignore[arg-type]
+        alarm,
+        directory,
+        holder=holder,
+        clock=lambda: server.now,
+    )
 
 
 def test_it_is_sure_for_its_time_less_what_a_call_may_take(server: Keeper, lease: Lease) -> None:
@@ -219,19 +226,38 @@ def test_a_pool_that_is_kept_no_more_is_given_back_and_the_others_stay(
     assert lease.is_held
 
 
-def test_at_the_end_all_is_given_back(server: Keeper, alarm: Alarm) -> None:
-    with make(server, alarm) as lease:
+def test_a_home_knows_when_another_has_kept_its_pool_since(
+    server: Keeper, alarm: Alarm, tmp_path: Path
+) -> None:
+    (tmp_path / "other").mkdir()
+
+    def take(place: Path, holder: str) -> float:
+        with make(server, alarm, place, holder) as lease:
+            lease.want("p")
+            lease.take()
+            server.now += 3
+            return lease.seconds_since_another("p")
+
+    assert take(tmp_path, "first") == float("inf")
+    assert take(tmp_path, "first again") == float("inf")
+    assert take(tmp_path / "other", "another") == 3
+    assert take(tmp_path / "other", "another again") == float("inf")
+    assert take(tmp_path, "first") == 3
+
+
+def test_at_the_end_all_is_given_back(server: Keeper, alarm: Alarm, tmp_path: Path) -> None:
+    with make(server, alarm, tmp_path) as lease:
         lease.want("p")
         lease.take()
     assert server.leases == {"p": ("", 1)}
 
 
 def test_a_server_that_keeps_none_leaves_it_at_the_lock_and_that_is_said_once(
-    alarm: Alarm, caplog: pytest.LogCaptureFixture
+    alarm: Alarm, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     server = Keeper()
-    with make(server, alarm) as lease:
+    with make(server, alarm, tmp_path) as lease:
         lease.want("p")
         assert not lease.is_held
         lease.take()
