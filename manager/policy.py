@@ -35,8 +35,9 @@ from manager.capacity import (
 )
 from manager.snapshot import Snapshot
 
-SURPLUS_SECONDS = 60.0
-"""Pending workers that nothing needs are withdrawn after so long: queues breathe."""
+SURPLUS_SECONDS = 10.0
+"""Pending workers that nothing needs are withdrawn after so long: queues breathe. When it is more,
+those that come find nothing to do (`python -m benchmarks traces`)."""
 
 
 @dataclass(frozen=True, slots=True)
