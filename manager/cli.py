@@ -24,6 +24,7 @@ OTHERS = {
     "config": "What is in force, and where each value comes from.",
     "init": "Write a pools file, by a few questions.",
     "status": "What the pools of this home have, and what was decided last.",
+    "top": "The pools of this home, live.",
     "doctor": "What stands in the way of a pool's first launch.",
     "explain": "Why workers were launched or not, and what a bundle waits for.",
     "replay": "What other settings would have decided over a journal.",
@@ -60,6 +61,10 @@ class Commands(click.Group):
             from manager.status import status_command
 
             return status_command()
+        if cmd_name == "top":
+            from manager.top_command import top_command
+
+            return top_command()
         if cmd_name == "doctor":
             from manager.doctor import doctor_command
 
