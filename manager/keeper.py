@@ -54,8 +54,8 @@ class TooManyFailed(BundlesError):
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What came of a decision: how many workers were launched, how many were not, and a document
-    of each for the journal."""
+    """What came of a decision: how many workers were launched, or may have been, how many were
+    not, and a document of each for the journal."""
 
     launched: int
     refused: int
@@ -140,6 +140,12 @@ class PoolKeeper:
             withdrawable=tuple(i for i in snapshot.withdrawable if i not in self._kept),
             drain_overdue=tuple(i for i in snapshot.drain_overdue if i not in self._kept),
         )
+
+    def coming(self, since: float) -> int:
+        """How many workers were launched after ``since``, or may have been, and have not been
+        seen to have come, by the ledger alone."""
+        launches = [*self.ledger.unsettled(self.pool), *self.ledger.running(self.pool)]
+        return sum(one.registered is None and one.requested > since for one in launches)
 
     def learn(self, share: Snapshot, now: float) -> None:
         """Remember since when more workers are on their way than this share of the queue needs."""
@@ -259,7 +265,7 @@ class PoolKeeper:
             results += self._drain(decision.drain, observation)
         if decision.end:
             results += self._end(decision.end)
-        refused = sum(not isinstance(result, Job) for result in launched)
+        refused = sum(not isinstance(result, Job | Unreachable) for result in launched)
         return Done(len(launched) - refused, refused, tuple(results))
 
     def _named(self, decision: Decision) -> str:

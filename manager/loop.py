@@ -140,14 +140,14 @@ class Manager:
                 if isinstance(jobs, Exception):
                     raise jobs
                 if jobs is None:
-                    snapshots[name] = self._last_known(name)
+                    snapshots[name] = self._last_known(keeper)
                     continue
                 observation = keeper.observe(when, demand, misfits, jobs)
                 gave_up = self._reconcile(keeper, observation)
             except (BackendError, OSError) as error:
                 errors.append(error)
                 self._pool_failed(keeper, error)
-                snapshots[name] = self._last_known(name)
+                snapshots[name] = self._last_known(keeper)
                 continue
             seen[name] = observation
             snapshot = keeper.remembered(observation, self.clock())
@@ -272,7 +272,7 @@ class Manager:
         now: float,
         errors: list[Exception],
     ) -> tuple[int, int]:
-        """How many workers were launched, and how many were not."""
+        """How many workers were launched, as far as is known, and how many surely not."""
         assert share.decision is not None
         keeper.learn(share.snapshot, now)
         try:
@@ -280,7 +280,7 @@ class Manager:
         except (BackendError, OSError) as error:
             errors.append(error)
             self._pool_failed(keeper, error)
-            return 0, share.decision.launch
+            return share.decision.launch, 0
         self._troubles.pop(keeper.pool, None)
         keeper.write_down(
             now, share.snapshot.to_document(), share.decision.to_document(), done.results
@@ -303,9 +303,14 @@ class Manager:
         trouble = self._troubles.get(keeper.pool)
         return trouble is None or len(self._everyone()) == 1 or self.clock() >= trouble.retry_at
 
-    def _last_known(self, pool: str) -> Snapshot:
-        when, snapshot = self._known.get(pool, (-math.inf, _NOTHING))
-        return snapshot if 0 <= self.clock() - when < UNKNOWN_SECONDS else _NOTHING
+    def _last_known(self, keeper: PoolKeeper) -> Snapshot:
+        """With what was launched since, or by an earlier manager, and has yet to come."""
+        now = self.clock()
+        when, snapshot = self._known.get(keeper.pool, (-math.inf, _NOTHING))
+        if not 0 <= now - when < UNKNOWN_SECONDS:
+            snapshot = _NOTHING
+        coming = keeper.coming(now - UNKNOWN_SECONDS)
+        return replace(snapshot, pending=max(snapshot.pending, coming))
 
     def _pool_failed(self, keeper: PoolKeeper, error: Exception) -> None:
         """Say once what is wrong with one pool of several, and leave it alone for a while."""

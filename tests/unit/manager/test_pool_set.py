@@ -228,6 +228,23 @@ def test_workers_of_a_pool_that_went_silent_count_for_a_while(stand: Stand) -> N
     assert stand.tick(UNKNOWN_SECONDS) == {"spot": 1}
 
 
+def test_workers_launched_just_before_a_pool_went_silent_count(stand: Stand) -> None:
+    stand.stage(2)
+    assert stand.tick() == {"campus": 2}
+    stand.backends["campus"].error = Unreachable("no answer")
+    assert stand.tick() == {}
+    stand.manager = replace(stand.manager, _known={})  # as another one begins
+    assert stand.tick() == {}
+    assert stand.tick(UNKNOWN_SECONDS) == {"spot": 1}
+
+
+def test_a_launch_whose_answer_was_lost_is_not_made_elsewhere_at_once(stand: Stand) -> None:
+    stand.stage(2)
+    stand.backends["campus"].refusal = Unreachable("no answer")
+    assert stand.tick() == {"campus": 2}
+    assert stand.backends["spot"].launched == []
+
+
 def test_no_list_at_all_is_no_tick(stand: Stand) -> None:
     for backend in stand.backends.values():
         backend.error = Unreachable("no answer")
