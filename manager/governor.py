@@ -162,12 +162,11 @@ class Governors(Witness):
 
     def of(self, backend_name: str, backend: Backend, pool: str) -> Governor | None:
         """The one of a pool's account; None when its calls are nobody else's business."""
-        account: str | None = f"the pool {pool}"
-        if isinstance(backend, OfAccount):
-            account = backend.account
+        account = backend.account if isinstance(backend, OfAccount) else ""
         if account is None:
             return None
-        return self._governors.setdefault((backend_name, account), Governor(self._clock))
+        key = (backend_name, account or f"the pool {pool}")
+        return self._governors.setdefault(key, Governor(self._clock))
 
     def ticked(self, seconds: float, error: Exception | None, wait_seconds: float) -> None:
         for governor in self._governors.values():

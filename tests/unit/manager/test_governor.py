@@ -28,6 +28,7 @@ from manager.governor import (
     Governor,
     Governors,
 )
+from manager.wrapped import WrappedBackend
 
 
 class Clock:
@@ -258,6 +259,9 @@ def test_pools_of_one_account_share_a_pace_and_others_do_not() -> None:
     silent = FakeBackend()
     assert governors.of("mine", silent, "f") is governors.of("mine", silent, "f")
     assert governors.of("mine", silent, "f") is not governors.of("mine", silent, "g")
+    wrapped = WrappedBackend(silent)
+    assert governors.of("mine", wrapped, "f") is governors.of("mine", silent, "f")
+    assert governors.of("aws-batch", WrappedBackend(one), "h") is first
 
 
 @given(
