@@ -30,8 +30,7 @@ from bundles.home import (
 )
 from manager.command import WorkerOptions
 from manager.installation import Installation, default_pool
-from manager.ledger import Launch, Ledger
-from manager.observe import RECENT_LAUNCHES
+from manager.ledger import Ledger, PoolRecord
 from manager.queue import QueueConfig
 from manager.staged import StagedBundles, demand_of
 
@@ -187,5 +186,5 @@ class Examination:
         return self._once("staged", ask)
 
     @property
-    def recent(self) -> list[Launch]:
-        return self.ledger.recent(self.pool, RECENT_LAUNCHES) if self.ledger else []
+    def record(self) -> PoolRecord:
+        return self.ledger.record(self.pool) if self.ledger else PoolRecord()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from backends.base import (
     Backend,
+    BackendError,
     EndCause,
     Invalid,
     Job,
@@ -28,13 +29,14 @@ from bundles.errors import BundlesError, Conflict, NotFound, NotPermitted
 from bundles.exits import WorkerExit
 from manager.alarm import Alarm
 from manager.capacity import Demand
-from manager.failures import meaning
+from manager.health import Failure, Health, failure, judge, meaning
 from manager.journal import Journal
+from manager.last_words import last_words
 from manager.launcher import Launcher
 from manager.lease import Lease
-from manager.ledger import Ledger, Outcome
+from manager.ledger import Launch, Ledger, Outcome
 from manager.money import FREE, Terms
-from manager.observe import Observation, Observer
+from manager.observe import START_SECONDS, Observation, Observer
 from manager.policy import Decision, PoolConfig, count, surplus
 from manager.quiet import QuietList
 from manager.snapshot import Snapshot
@@ -44,6 +46,9 @@ if TYPE_CHECKING:
     from bundles.client import Client
 
 ENDS_TOLD_AGAIN = 50
+OUTPUTS_KEPT = 3
+"""Of the workers that failed in one tick the output of so many is asked for."""
+SECRETS_REMEMBERED = 50
 
 log = logging.getLogger("manager")
 
@@ -97,6 +102,12 @@ class PoolKeeper:
     _kept: set[str] = field(default_factory=set)
     """Jobs that cannot be ended by themselves."""
     _told_to_drain: set[str] = field(default_factory=set)
+    _unregistered: frozenset[str] = frozenset()
+    _answering_since: float = 0.0
+    """The server's silence is not held against workers that could not come meanwhile."""
+    _health: Health = field(default_factory=Health)
+    _handed_out: list[str] = field(default_factory=list)
+    """What must not be in any output that is kept."""
 
     def __post_init__(self) -> None:
         self.quiet = QuietList(self.backend)
@@ -119,7 +130,11 @@ class PoolKeeper:
         living = {job.id for job in observation.jobs if job.state is not JobState.ENDED}
         self._ending &= living
         self._kept &= living
-        snapshot = observation.snapshot
+        health = judge(self.ledger.record(self.pool), now)
+        self._say(health, now)
+        snapshot = health.on(observation.snapshot)
+        unregistered = self._never_came(observation, now)
+        self._unregistered = frozenset(unregistered)
         if snapshot.held_until < self._throttled_until:
             snapshot = replace(
                 snapshot,
@@ -139,7 +154,39 @@ class PoolKeeper:
             surplus_since=self._surplus_since,
             withdrawable=tuple(i for i in snapshot.withdrawable if i not in self._kept),
             drain_overdue=tuple(i for i in snapshot.drain_overdue if i not in self._kept),
+            unregistered=unregistered,
         )
+
+    def _say(self, health: Health, now: float) -> None:
+        """What is new about the pool's health, in the log."""
+        before, self._health = self._health, health
+        if health.is_quarantined and not before.is_quarantined:
+            log.error("%s: %s", self.pool, health.sentence(now))
+        elif before.cause is not None and health.cause is None:
+            log.info("%s: a launch has worked, it is well again", self.pool)
+
+    def _never_came(self, observation: Observation, now: float) -> tuple[str, ...]:
+        """The ids of jobs that the service started too long ago for workers of which the server,
+        which shows them, has not heard."""
+        if observation.known is None:
+            return ()
+        jobs = {job.key: job for job in observation.jobs if job.state is JobState.ACTIVE}
+        overdue = []
+        for launch in observation.running:
+            job = jobs.get(launch.key)
+            if job is None or job.started is None or job.worker_id in observation.known:
+                continue
+            if launch.registered is not None or job.id in self._ending | self._kept:
+                continue
+            # A clock that is ahead must not end those that have only just begun.
+            began = max(job.started, self._answering_since, launch.requested)
+            if now - began > self.config.registration_seconds:
+                overdue.append(job.id)
+        return tuple(overdue)
+
+    def server_failed(self, now: float) -> None:
+        """The server did not answer: its workers could not reach it either."""
+        self._answering_since = now
 
     def coming(self, since: float) -> int:
         """How many workers were launched after ``since``, or may have been, and have not been
@@ -172,6 +219,7 @@ class PoolKeeper:
                 log.info("%s was intended and never launched: forgotten", launch.key)
         if outcomes:
             self.ledger.settle_all(outcomes)
+        self._record_lives(observation, observation.when)
         ended = self.ledger.record_ends(observation.jobs)
         for witness in self.witnesses:
             witness.ended(ended)
@@ -180,23 +228,84 @@ class PoolKeeper:
             if job.exit_code != WorkerExit.FINISHED:  # who left well has said so itself
                 self._untold[job.worker_id] = _farewell(job)
             self._failed_workers += job.cause is EndCause.FAILED
+        self._record_failures(ended)
         if self.failures_allowed is not None and self._failed_workers > self.failures_allowed:
             raise TooManyFailed(
                 f"{count(self._failed_workers, 'worker')} failed, {self.failures_allowed} may: "
                 "see their logs, and start this command again"
             )
-        running = self.ledger.running(self.pool)
         missing = [
-            launch.key
-            for launch in running
+            launch
+            for launch in observation.running
             if launch.key not in listed and not unlisted.may_be(launch, observation.when)
         ]
         if missing:
-            self.ledger.record_missing(self.pool, missing)
-            for witness in self.witnesses:
-                witness.missing(missing)
+            self._record_missing(missing)
         self._tell_of_ends()
-        self._tell_to_drain([str(one.key) for one in running if one.draining is not None])
+        draining = [one for one in observation.running if one.draining is not None]
+        self._tell_to_drain([str(one.key) for one in draining])
+
+    def _record_missing(self, missing: Sequence[Launch]) -> None:
+        asked = [launch.key for launch in missing if launch.job_id in self._ending]
+        others = [launch.key for launch in missing if launch.job_id not in self._ending]
+        self.ledger.record_missing(self.pool, asked, EndCause.KILLED_BY_US)
+        self.ledger.record_missing(self.pool, others)
+        for witness in self.witnesses:
+            witness.missing([launch.key for launch in missing])
+
+    def _record_lives(self, observation: Observation, now: float) -> None:
+        """Let the ledger learn how far workers have come that it holds for running."""
+        jobs = {job.key: job for job in observation.jobs}
+        started: dict[LaunchKey, float] = {}
+        registered: dict[LaunchKey, float] = {}
+        first_bundle: dict[LaunchKey, float] = {}
+        for launch in observation.running:
+            job = jobs.get(launch.key)
+            if job is None:
+                continue
+            if launch.started is None and job.started is not None:
+                started[launch.key] = job.started
+            if launch.registered is None and self._has_come(job, observation, now):
+                registered[launch.key] = now
+            if launch.first_bundle is None and job.worker_id in observation.busy:
+                first_bundle[launch.key] = now
+        self.ledger.record_started(started)
+        self.ledger.record_registered(self.pool, registered)
+        self.ledger.record_first_bundle(first_bundle)
+
+    @staticmethod
+    def _has_come(job: Job, observation: Observation, now: float) -> bool:
+        """To the server, or so long at work that it must have, where the server does not say."""
+        if observation.known is not None:
+            return job.worker_id in observation.known
+        is_old = job.started is not None and now - job.started >= START_SECONDS
+        return observation.is_blind and job.state is JobState.ACTIVE and is_old
+
+    def _record_failures(self, ended: Sequence[Job]) -> None:
+        """Say what ended without having done anything, and keep the last words of some."""
+        failed: list[tuple[Job, Failure]] = []
+        for job in ended:
+            launch = self.ledger.launch(job.key) if job.key is not None else None
+            found = failure(launch) if launch is not None else None
+            if found is not None:
+                failed.append((job, found))
+        for witness in self.witnesses:
+            witness.workers_failed([found.cause for _, found in failed])
+        for job, found in [pair for pair in failed if pair[1].is_wasted][:OUTPUTS_KEPT]:
+            assert job.key is not None
+            words = self._last_words(job.id)
+            self.ledger.record_last_words(job.key, words)
+            if words:
+                last = words.rsplit("\n", 1)[-1]
+                log.warning("%s: %s; its last words: %s", job.key, found.cause, last)
+
+    def _last_words(self, job_id: str) -> str:
+        """The end of a worker's output; "" when it cannot be had, which stops nothing."""
+        try:
+            return last_words(self.backend.logs(job_id), self._handed_out)
+        except (BackendError, OSError) as error:
+            log.debug("the output of %s cannot be had: %s", job_id, error)
+            return ""
 
     def _recall_ends(self) -> None:
         """Ends that the last manager may have written down and not told of."""
@@ -220,6 +329,9 @@ class PoolKeeper:
                     log.debug("%s is not checked out: %s", worker_id, error)
                     restaged = []
             del self._untold[worker_id]
+            key = LaunchKey.parse(worker_id)
+            if restaged and key is not None:  # it had bundles, however short it lived
+                self.ledger.record_first_bundle({key: self.clock()})
             if restaged:
                 log.info("%s of %s staged again", count(len(restaged), "bundle"), worker_id)
 
@@ -256,6 +368,7 @@ class PoolKeeper:
             with self.alarm.interruptible():
                 fence = self.lease.fence(self.pool) if self.lease else None
                 secrets = self.launcher.secrets(self.client, self.pool, fence)
+            self._handed_out = [*self._handed_out, *secrets.values()][-SECRETS_REMEMBERED:]
             keys = self.ledger.intend(self.pool, decision.launch)
             launched = self.backend.launch(self.launcher.requests(keys, self.backend, secrets))
             self.observer.unlisted.answered(keys, self.clock())
@@ -264,6 +377,7 @@ class PoolKeeper:
         if decision.drain:
             results += self._drain(decision.drain, observation)
         if decision.end:
+            self._give_up([i for i in decision.end if i in self._unregistered], observation)
             results += self._end(decision.end)
         refused = sum(not isinstance(result, Job | Unreachable) for result in launched)
         return Done(len(launched) - refused, refused, tuple(results))
@@ -283,6 +397,18 @@ class PoolKeeper:
             return results
         return results + self._end([job_id for job_id in told if job_id in observation.idle])
 
+    def _give_up(self, job_ids: Sequence[str], observation: Observation) -> None:
+        """Write down that these workers never registered, and what they said, before they end."""
+        keys = {job.id: job.key for job in observation.jobs}
+        for job_id in job_ids:
+            key = keys[job_id]
+            if key is None:
+                continue
+            words = self._last_words(job_id)
+            self.ledger.record_given_up(key, self.clock(), words)
+            last = words.rsplit("\n", 1)[-1] or "none"
+            log.warning("%s never came to the server: it is ended; its last words: %s", key, last)
+
     def _end(self, job_ids: Sequence[str]) -> list[dict[str, Any]]:
         results: list[dict[str, Any]] = []
         if not job_ids:
@@ -298,7 +424,8 @@ class PoolKeeper:
 
     def _settle(self, keys: Sequence[LaunchKey], results: Sequence[LaunchResult]) -> None:
         """Write the outcomes. What was Unreachable stays open: the next list tells."""
-        outcomes: list[tuple[LaunchKey, Outcome, str | None, str | None]] = []
+        outcomes: list[tuple[LaunchKey, Outcome, str | None, BackendError | None]] = []
+        lost: dict[LaunchKey, BackendError] = {}
         errors: dict[str, int] = {}
         for key, result in zip(keys, results, strict=True):
             if isinstance(result, Job):
@@ -308,9 +435,12 @@ class PoolKeeper:
             errors[str(result)] = errors.get(str(result), 0) + 1
             if isinstance(result, Throttled) and result.retry_after_seconds is not None:
                 self._throttled_until = self.clock() + result.retry_after_seconds
-            if not isinstance(result, Unreachable):
-                outcomes.append((key, Outcome.REFUSED, None, str(result)))
+            if isinstance(result, Unreachable):
+                lost[key] = result
+            else:
+                outcomes.append((key, Outcome.REFUSED, None, result))
         self.ledger.settle_all(outcomes)
+        self.ledger.record_lost(lost)
         for error, number in errors.items():
             log.error("%s not launched: %s", count(number, "worker"), error)
 

@@ -397,7 +397,7 @@ class Ledger:
         """Write down when workers came to the server, which proves the pool."""
         self._mark("registered", times)
         if times:
-            self._prove(pool, max(times.values()))
+            self.prove(pool, max(times.values()))
 
     def record_first_bundle(self, times: Mapping[LaunchKey, float]) -> None:
         """Write down when workers were given their first bundles."""
@@ -417,7 +417,8 @@ class Ledger:
                 "UPDATE launch SET last_words = ? WHERE key = ?", (kept, str(key))
             )
 
-    def _prove(self, pool: str, when: float) -> None:
+    def prove(self, pool: str, when: float) -> None:
+        """Write down that a worker of the pool came, launched as they are now."""
         with self._transaction():
             self._database.execute(
                 "UPDATE pool SET proven = max(coalesce(proven, 0), ?) WHERE name = ?", (when, pool)
@@ -442,9 +443,10 @@ class Ledger:
                     for job in news
                 ]
             )
+        self.record_started({job.key: job.started for job in news if job.key and job.started})
         for job in news:
             if job.cause is EndCause.FINISHED and job.key is not None:
-                self._prove(job.key.pool, job.ended or self._clock())
+                self.prove(job.key.pool, job.ended or self._clock())
         return news
 
     def record_missing(

@@ -23,8 +23,8 @@ from manager.capacity import (
     place,
     total,
 )
-from manager.failures import Hold, hold
-from manager.ledger import Launch, Ledger
+from manager.health import judge
+from manager.ledger import Launch, Ledger, PoolRecord
 from manager.policy import PoolConfig
 from manager.queue import QueueConfig
 from manager.snapshot import Snapshot
@@ -48,13 +48,22 @@ STARTS_REMEMBERED = 3
 class Observation:
     """A snapshot, and the list it was made of. ``arrived``: workers that the server was seen to
     know for the first time; ``idle``: ids of jobs whose workers have no bundle, as the server
-    says; ``when``: what was launched later may be missing from the list."""
+    says; ``when``: what was launched later may be missing from the list.
+
+    ``running``: the launches that the ledger held for running. ``known``: of our workers those
+    that the server knows, None when it was not asked or does not say, and ``is_blind`` in the
+    latter case; ``busy``: those of them that have a bundle.
+    """
 
     snapshot: Snapshot
     jobs: tuple[Job, ...]
     when: float
     arrived: frozenset[str] = frozenset()
     idle: frozenset[str] = frozenset()
+    running: tuple[Launch, ...] = ()
+    known: frozenset[str] | None = None
+    is_blind: bool = False
+    busy: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -69,6 +78,8 @@ class Observer:
     _checked_in: set[str] = field(default_factory=set)
     _arrived: frozenset[str] = frozenset()
     _busy: frozenset[str] | None = None
+    _known: frozenset[str] | None = None
+    _is_blind: bool = False
     _room_since: float | None = None
 
     def __post_init__(self) -> None:
@@ -97,16 +108,16 @@ class Observer:
         unseen = self._unseen([*unsettled, *launched], jobs, now)
         recent = ledger.recent(self.pool, RECENT_LAUNCHES) if ledger else []
         told: dict[LaunchKey | None, float]
+        self._checked_in |= {str(one.key) for one in launched if one.registered is not None}
         told = {one.key: one.draining for one in launched if one.draining is not None}
         staying = [job for job in living if job.id not in ending and job.key not in told]
         draining = [job for job in living if job.id not in ending and job.key in told]
         is_wanted = any(self.queue.shape.takes(need) for need in demand)
         is_over = len(staying) > config.max_workers
         is_asked = is_wanted or is_over or bool(draining)
-        free = self._learn([*staying, *draining], told, now, is_asked=is_asked)
+        ours = {one.key for one in launched}
+        free = self._learn([*staying, *draining], told, ours, now, is_asked=is_asked)
         pending = [job for job in staying if self._is_pending(job, now)]
-        coming = {job.key for job in living if job.key and self._is_pending(job, now)}
-        failed: Hold = hold(recent, jobs, coming | {launch.key for launch in unsettled})
         waiting = [job for job in staying if job.state is JobState.PENDING]
         running = [job for job in staying if job.state is not JobState.PENDING]
         snapshot = Snapshot(
@@ -118,9 +129,6 @@ class Observer:
             free=self._taken_up(free, demand, now),
             withdrawable=tuple(job.id for job in _newest_first(waiting)),
             last_launch=ledger.last_launch(self.pool) if ledger else None,
-            held_until=failed.until,
-            hold_reason=failed.reason,
-            is_on_probation=failed.until > 0,
             impatient=_impatient(pending, config.patience_seconds, now),
             start_seconds=_start_seconds(recent, jobs),
             launched_lately=ledger.requested_since(self.pool, now - 60.0) if ledger else 0,
@@ -135,8 +143,18 @@ class Observer:
                 if now - told[job.key] > config.drain_grace_seconds or self._may_end(job)
             ),
         )
-        idle = frozenset(job.id for job in running if self._is_idle(job))
-        return Observation(snapshot, tuple(jobs), now, self._arrived, idle)
+        record = ledger.record(self.pool) if ledger else PoolRecord()
+        return Observation(
+            judge(record, now).on(snapshot),
+            tuple(jobs),
+            now,
+            self._arrived,
+            idle=frozenset(job.id for job in running if self._is_idle(job)),
+            running=tuple(launched),
+            known=self._known,
+            is_blind=self._is_blind,
+            busy=self._busy or frozenset(),
+        )
 
     # The jobs
 
@@ -144,33 +162,41 @@ class Observer:
         self,
         living: Sequence[Job],
         told: Collection[LaunchKey | None],
+        launched: Collection[LaunchKey | None],
         now: float,
         *,
         is_asked: bool,
     ) -> dict[Offer, int]:
         """Which workers have come, and the room that they have left; asks the server only when
         one is not known to have come yet, or a bundle looks for room, or one is to drain.
-        Those that were ``told`` to drain have none."""
+        Those that were ``told`` to drain have none. ``launched``: what the ledger has of them."""
         ids = {job.worker_id for job in living}
         taking = {job.worker_id for job in living if job.key not in told}
         self._checked_in &= ids
         self._arrived = frozenset()
-        self._busy = None
-        is_one_awaited = any(self._is_young(job, now) and not self._has_come(job) for job in living)
+        self._busy = self._known = None
+        active = [job for job in living if job.state is JobState.ACTIVE]
+        is_one_awaited = any(
+            not self._has_come(job) and (job.key in launched or self._is_young(job, now))
+            for job in active
+        )
         free: dict[Offer, int] = {}
-        is_one_active = any(job.state is JobState.ACTIVE for job in living)
+        is_one_active = bool(active)
         if not is_one_awaited and not (is_asked and is_one_active):
             return free
         try:
             workers = self.client.workers()
         except (NotPermitted, NotFound):
             self._checked_in = ids
+            self._is_blind = True
             return free
+        self._is_blind = False
         ours = [worker for worker in workers if str(worker.get("worker_id")) in ids]
-        self._arrived = frozenset(str(worker["worker_id"]) for worker in ours) - self._checked_in
+        self._known = frozenset(str(worker["worker_id"]) for worker in ours)
+        self._arrived = self._known - self._checked_in
         self._checked_in |= self._arrived
         self._busy = frozenset(str(worker["worker_id"]) for worker in ours if has_a_run(worker))
-        for worker in ours:
+        for worker in ours if is_asked else ():
             offer = _offer(worker)
             if offer is not None and str(worker["worker_id"]) in taking:
                 free[offer] = free.get(offer, 0) + 1

@@ -154,6 +154,12 @@ def own_options() -> list[click.Option]:
             help="A worker that is to take no more bundles has so long for those that it has.",
         ),
         _option(
+            "--registration-seconds",
+            type=click.FloatRange(min=1),
+            default=600,
+            help="A worker that the server has not heard of so long after its start is ended.",
+        ),
+        _option(
             "--price-per-hour",
             type=click.FloatRange(min=0),
             metavar="NUMBER",

@@ -49,7 +49,8 @@ class PoolConfig:
     ``max_launches_per_minute``: None, or how many in any minute; neither holds below the minimum.
     ``patience_seconds``: for workers that are pending longer no bundle waits that another pool of
     the set can take; None: however long. ``drain_grace_seconds``: a worker that was told to take
-    no more has so long for the bundles that it has.
+    no more has so long for the bundles that it has. ``registration_seconds``: a worker that runs
+    has so long to come to the server.
     """
 
     shape: Offer
@@ -59,6 +60,7 @@ class PoolConfig:
     max_launches_per_minute: int | None = None
     patience_seconds: float | None = None
     drain_grace_seconds: float = 3600.0
+    registration_seconds: float = 600.0
 
     def to_document(self) -> dict[str, Any]:
         """JSON: the shape as [gpus, cpus, memory bytes, disk bytes, tag, exclusive]."""
@@ -71,6 +73,7 @@ class PoolConfig:
             "max_launches_per_minute": self.max_launches_per_minute,
             "patience_seconds": self.patience_seconds,
             "drain_grace_seconds": self.drain_grace_seconds,
+            "registration_seconds": self.registration_seconds,
         }
 
     @classmethod
@@ -85,6 +88,7 @@ class PoolConfig:
             max_launches_per_minute=document.get("max_launches_per_minute"),
             patience_seconds=document.get("patience_seconds"),
             drain_grace_seconds=document.get("drain_grace_seconds", 3600.0),
+            registration_seconds=document.get("registration_seconds", 600.0),
         )
 
 
@@ -154,11 +158,13 @@ def decide(snapshot: Snapshot, config: PoolConfig, now: float) -> Decision:
     Each clause may lower what the queue asks for; the last clause that did is what decided. Below
     the minimum the difference is launched whatever the clauses of the queue say, but no more than
     the budget allows. Nothing is launched while launches are held because they failed
-    (``held_until``), and one alone to find out whether that is over.
+    (``held_until``), and then, or when nothing is known of the pool, only a few to find out
+    whether it works (``trial``).
 
     Workers leave by themselves when they are idle. What is still pending and not needed is
     withdrawn, newest first. When there are more than the maximum, which was lowered then, so much
-    is withdrawn and drained; what drains for longer than the grace is ended.
+    is withdrawn and drained; what drains for longer than the grace is ended, and so is a worker
+    that never registered. In quarantine what is pending is withdrawn but for one, the probe.
     """
     reasons: list[Reason] = []
 
@@ -225,20 +231,21 @@ def decide(snapshot: Snapshot, config: PoolConfig, now: float) -> Decision:
         next_try = "" if math.isinf(until) else f"; next try in {until:.0f} s"
         clause("held", True, snapshot.hold_reason + next_try)
         wanted = 0
-    elif wanted and snapshot.is_on_probation:
-        in_doubt = snapshot.pending > 0
-        clause(
-            "probation",
-            in_doubt or wanted > 1,
-            f"{snapshot.hold_reason}; one worker shows whether that is over",
-        )
-        wanted = 0 if in_doubt else 1
+    elif wanted and snapshot.trial is not None:
+        if snapshot.is_on_probation:
+            sentence = f"{snapshot.hold_reason}; one worker shows whether that is over"
+            clause("probation", wanted > snapshot.trial, sentence)
+        else:
+            sentence = "a first worker has to show that the pool works before more are launched"
+            clause("slow_start", wanted > snapshot.trial, sentence)
+        wanted = min(wanted, snapshot.trial)
     end, drain = _shed(snapshot, config, clause)
+    end = end or _spared(snapshot, clause)
     if not (wanted or end or drain):
         end = _withdrawn(snapshot, config, now, clause)
     return Decision(
         launch=wanted,
-        end=(*end, *_overdue(snapshot, clause)),
+        end=(*end, *_overdue(snapshot, clause), *_unregistered(snapshot, clause)),
         reasons=tuple(reasons),
         drain=drain,
     )
@@ -354,7 +361,11 @@ def _left_to_others(
 
 def _patient(snapshot: Snapshot, config: PoolConfig) -> int:
     """For how many of the pending workers bundles wait, whoever else could take them."""
-    return 0 if _starts_late(snapshot, config) else snapshot.pending - snapshot.impatient
+    if _starts_late(snapshot, config):
+        return 0
+    over = max(0, snapshot.workers - config.max_workers)
+    withdrawn = min(over, len(snapshot.withdrawable))
+    return max(0, snapshot.pending - max(snapshot.impatient, withdrawn))
 
 
 def _is_late(snapshot: Snapshot, config: PoolConfig) -> bool:
@@ -374,6 +385,7 @@ def _is_taken_by(
         other.jobs < theirs.max_workers
         and other.held_until <= now
         and other.affordable != 0
+        and other.trial != 0
         and not _is_late(other, theirs)
         and any(theirs.shape.takes(need) for need in left if config.shape.takes(need))
         for other, theirs in pools.values()
@@ -474,6 +486,24 @@ def _overdue(snapshot: Snapshot, clause: Clause) -> tuple[str, ...]:
         number = len(snapshot.drain_overdue)
         clause("drain_overdue", True, f"{count(number, 'worker')} drained for long enough")
     return snapshot.drain_overdue
+
+
+def _unregistered(snapshot: Snapshot, clause: Clause) -> tuple[str, ...]:
+    if snapshot.unregistered:
+        number = len(snapshot.unregistered)
+        clause("never_registered", True, f"{count(number, 'worker')} never came to the server")
+    return snapshot.unregistered
+
+
+def _spared(snapshot: Snapshot, clause: Clause) -> tuple[str, ...]:
+    """What a pool in quarantine has on its way, but for the oldest, which is the probe."""
+    if not snapshot.is_quarantined or len(snapshot.withdrawable) < 2:
+        return ()
+    end = snapshot.withdrawable[:-1]
+    clause(
+        "quarantined", True, f"{count(len(end), 'pending worker')} spared: {snapshot.hold_reason}"
+    )
+    return end
 
 
 def _rate_allows(snapshot: Snapshot, config: PoolConfig, wanted: int, clause: Clause) -> int:

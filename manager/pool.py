@@ -27,6 +27,7 @@ from manager.queue import QueueConfig
 if TYPE_CHECKING:
     from bundles.client import Client
     from manager.launcher import Launcher
+    from manager.ledger import Pool as PoolRow
     from manager.observe import Observer
 
 
@@ -73,15 +74,7 @@ class Pool:
 
     @property
     def config(self) -> PoolConfig:
-        return PoolConfig(
-            shape=self.queue.shape,
-            min_workers=self.settings["min_workers"],
-            max_workers=self.settings["max_workers"],
-            min_seconds_between_workers=self.settings["min_seconds_between_workers"],
-            max_launches_per_minute=self.settings["max_launches_per_minute"],
-            patience_seconds=self.settings.get("patience_seconds"),
-            drain_grace_seconds=self.settings["drain_grace_seconds"],
-        )
+        return config_of(self.settings)
 
     def kept_settings(self) -> dict[str, Any]:
         """What `status` needs to find the pool's jobs again, and people to know what it was.
@@ -94,10 +87,30 @@ class Pool:
         left_out |= {option.name for option in own if option.name and option.hide_input}
         return {name: value for name, value in self.settings.items() if name not in left_out}
 
+    def row(self) -> PoolRow:
+        """As the ledger keeps it."""
+        from manager.ledger import Pool as PoolRow
+
+        return PoolRow(self.name, self.backend_name, self.server, self.kept_settings())
+
     def observer(self, client: Client, backend: Backend) -> Observer:
         from manager.observe import Observer
 
         return Observer(client, backend, self.name, self.queue)
+
+
+def config_of(settings: Mapping[str, Any]) -> PoolConfig:
+    """What the options of a pool say of how many workers it shall have."""
+    return PoolConfig(
+        shape=QueueConfig.from_settings(settings).shape,
+        min_workers=settings["min_workers"],
+        max_workers=settings["max_workers"],
+        min_seconds_between_workers=settings["min_seconds_between_workers"],
+        max_launches_per_minute=settings["max_launches_per_minute"],
+        patience_seconds=settings.get("patience_seconds"),
+        drain_grace_seconds=settings["drain_grace_seconds"],
+        registration_seconds=settings["registration_seconds"],
+    )
 
 
 def make_pool(backend_name: str, settings: dict[str, Any]) -> Pool:

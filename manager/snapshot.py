@@ -36,6 +36,9 @@ class Snapshot:
     jobs whose workers could be told so, the idle first, then the newest; ``drain_overdue``: ids
     of those that were told so longer ago than the pool's grace.
     ``affordable``: how many more workers the budget allows, None: as many as you like; and why.
+    ``trial``: how many more may be launched before one has shown that the pool works, None: any
+    number; ``is_quarantined``: several in a row did nothing. ``unregistered``: ids of jobs whose
+    workers run for so long that the server should have heard of them, and has not.
     """
 
     demand: Demand
@@ -60,6 +63,9 @@ class Snapshot:
     drain_overdue: tuple[str, ...] = ()
     affordable: int | None = None
     budget_reason: str = ""
+    trial: int | None = None
+    is_quarantined: bool = False
+    unregistered: tuple[str, ...] = ()
 
     @property
     def staged(self) -> int:
@@ -102,6 +108,9 @@ class Snapshot:
             "drain_overdue": list(self.drain_overdue),
             "affordable": self.affordable,
             "budget_reason": self.budget_reason,
+            "trial": self.trial,
+            "is_quarantined": self.is_quarantined,
+            "unregistered": list(self.unregistered),
         }
 
     @classmethod
@@ -110,6 +119,8 @@ class Snapshot:
 
         Raises KeyError, TypeError or ValueError.
         """
+        # Probation was one worker alone, before it had a number.
+        trial = (0 if document["pending"] else 1) if document["is_on_probation"] else None
         return cls(
             demand={
                 Need(Room(*room), queue): number for *room, queue, number in document["demand"]
@@ -138,4 +149,7 @@ class Snapshot:
             drain_overdue=tuple(document.get("drain_overdue", ())),
             affordable=document.get("affordable"),
             budget_reason=document.get("budget_reason", ""),
+            trial=document.get("trial", trial),
+            is_quarantined=document.get("is_quarantined", False),
+            unregistered=tuple(document.get("unregistered", ())),
         )

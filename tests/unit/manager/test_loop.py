@@ -26,6 +26,7 @@ from bundles.errors import NotAuthenticated, ServerFault
 from bundles.home import Credentials
 from manager.alarm import Alarm
 from manager.command import WorkerOptions
+from manager.health import FIRST_QUARANTINE_SECONDS, SETTLED_SECONDS, SLOW_START, Cause, judge
 from manager.journal import Journal, last_entry
 from manager.keeper import PoolKeeper, TooManyFailed
 from manager.launcher import Launcher
@@ -57,6 +58,7 @@ class Stand:
         self.close_ledger()
         self.ledger = Ledger(self.directory / "ledger.db", clock=self.clock)
         self.ledger.describe(Pool("p", "fake", "http://s", {}))
+        self.ledger.prove("p", NOW)
         queue = QueueConfig(cpus=1, gpus=0, memory_bytes=2 * GIB)
         keeper = PoolKeeper(
             pool="p",
@@ -429,14 +431,18 @@ def test_while_a_worker_shows_whether_failures_are_over_no_other_is_launched(
             job, state=JobState.ENDED, ended=stand.now, cause=EndCause.FAILED, why="no such image"
         )
     assert manager.tick().launch == 0
-    stand.now += 60
+    stand.now += FIRST_QUARANTINE_SECONDS
     assert manager.tick().launch == 1
     stand.backend.jobs[-1] = replace(stand.backend.jobs[-1], state=JobState.PENDING, started=None)
     for _ in range(3):
         stand.now += 600
         assert "probation" in {r.code for r in manager.tick().reasons if r.held}
     assert len(stand.backend.launched) == 11
-    stand.backend.jobs[-1] = replace(stand.backend.jobs[-1], state=JobState.ACTIVE, started=NOW)
+    probe = stand.backend.jobs[-1]
+    stand.backend.jobs[-1] = replace(probe, state=JobState.ACTIVE, started=stand.now)
+    stand.server.workers = [probe.worker_id]
+    assert manager.tick().launch == 0, "it has come, and may die young"
+    stand.now += SETTLED_SECONDS
     assert manager.tick().launch == 10
 
 

@@ -103,6 +103,7 @@ class Stand:
     def keeper(self, name: str, *, low: int = 0, high: int = 3) -> PoolKeeper:
         cpus = CPUS[name]
         self.ledger.describe(Pool(name, "fake", "http://s", {}))
+        self.ledger.prove(name, NOW)
         queue = QueueConfig(cpus=cpus, gpus=0, memory_bytes=2 * cpus * GIB)
         backend = self.backends[name]
         return PoolKeeper(

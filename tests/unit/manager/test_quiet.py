@@ -52,6 +52,7 @@ class Stand:
         )
         self.ledger = Ledger(directory / "ledger.db", clock=self.clock)
         self.ledger.describe(Pool("p", "fake", "http://s", {}))
+        self.ledger.prove("p", NOW)
         queue = QueueConfig(cpus=1, gpus=0, memory_bytes=2 * GIB)
         self.keeper = PoolKeeper(
             pool="p",
