@@ -99,7 +99,7 @@ class SimulatedManager:
         }
         allow = self._allowed(now)
         shares = decide_set(demand, snapshots, self._configs, now, allow=allow)
-        is_waiting = bool(demand)
+        is_waiting = bool(demand) or self._server.staged > 0
         for service in self._services:
             name = service.scenario.name
             decision, snapshot = shares[name].decision, shares[name].snapshot
