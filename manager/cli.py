@@ -28,6 +28,8 @@ OTHERS = {
     "doctor": "What stands in the way of a pool's first launch.",
     "explain": "Why workers were launched or not, and what a bundle waits for.",
     "replay": "What other settings would have decided over a journal.",
+    "simulate": "What would happen to bundles, workers and money, on a virtual clock.",
+    "costs": "What the pools of this home have cost, for whom, and what they may.",
     "logs": "What a worker printed.",
     "terminate": "Ask workers to end.",
     "demo": "The main job on this machine, start to end: server, manager, workers.",
@@ -77,6 +79,14 @@ class Commands(click.Group):
             from manager.replay_command import replay_command
 
             return replay_command()
+        if cmd_name == "simulate":
+            from manager.simulate_command import simulate_command
+
+            return simulate_command()
+        if cmd_name == "costs":
+            from manager.costs_command import costs_command
+
+            return costs_command()
         if cmd_name in ("logs", "terminate"):
             from manager.workers import logs_command, terminate_command
 
