@@ -109,6 +109,9 @@ class Metrics:
             "launches_held_until_timestamp_seconds",
             "Until when launches are held, 0: they are not.",
         )
+        self.quarantined = gauge(
+            "quarantined", "1 while the launches of the pool do nothing, and one alone is tried."
+        )
         self.probation = gauge(
             "launches_on_probation", "1 while one launch has to show that failures are over."
         )
@@ -218,6 +221,7 @@ class PoolMetrics(Witness, CallsWitness):
             self._of.reasons.labels(pool, code).set(held.get(code, False))
         self._of.held.labels(pool).set(held.get("held", False))
         self._of.held_until.labels(pool).set(snapshot.held_until)
+        self._of.quarantined.labels(pool).set(snapshot.is_quarantined)
         self._of.probation.labels(pool).set(snapshot.is_on_probation)
         now = self._clock()
         for worker_id in observation.arrived:
@@ -225,6 +229,8 @@ class PoolMetrics(Witness, CallsWitness):
             if requested is not None:
                 self._of.registrations.labels(pool).observe(now - requested)
                 self._idle[worker_id] = requested
+        for worker_id in self._idle.keys() & observation.busy:
+            self._of.first_bundles.labels(pool).observe(now - self._idle.pop(worker_id))
         for job in observation.jobs:
             if job.state is JobState.ENDED:
                 self._forget(job.worker_id)
