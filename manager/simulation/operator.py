@@ -13,7 +13,7 @@ from itertools import islice
 from statistics import median
 
 from manager.capacity import Demand, total
-from manager.failures import hold
+from manager.health import judge
 from manager.loop import SETTLE_SECONDS
 from manager.money import Account, Purse
 from manager.observe import START_SECONDS, STARTS_REMEMBERED
@@ -123,7 +123,7 @@ class SimulatedManager:
                 shares = decide_set(demand, snapshots, self._configs, now, allow=allow)
         self.peak = max(self.peak, sum(service.living for service in self._services))
         return is_waiting or any(
-            reason.held and reason.code in ("held", "probation", "budget")
+            reason.held and reason.code in ("held", "probation", "slow_start", "budget")
             for share in shares.values()
             if share.decision is not None
             for reason in share.decision.reasons
@@ -164,15 +164,8 @@ class SimulatedManager:
             now - (worker.started or 0.0) < START_SECONDS for worker in service.starting.values()
         )
         pending = len(service.waiting) + young
-        recent = [launch for _, launch in reversed(service.launches.items())]
-        coming = {
-            launch.key
-            for number, launch in service.launches.items()
-            if number in service.waiting or number in service.starting
-        }
-        failed = hold(recent, (), coming)
         unfit = total({n: k for n, k in demand.items() if not scenario.shape.takes(n)})
-        return Snapshot(
+        snapshot = Snapshot(
             demand=demand,
             unfit=unfit,
             pending=pending,
@@ -181,12 +174,10 @@ class SimulatedManager:
             withdrawable=tuple(map(str, reversed(service.waiting))),
             last_launch=self._last_launch[scenario.name],
             surplus_since=self._surplus_since[scenario.name],
-            held_until=failed.until,
-            hold_reason=failed.reason,
-            is_on_probation=failed.until > 0,
             impatient=_impatient(service, now),
             start_seconds=_start_seconds(service.started_lately),
         )
+        return judge(service.record(), now).on(snapshot)
 
 
 def _impatient(service: SimulatedService, now: float) -> int:

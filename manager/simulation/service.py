@@ -8,12 +8,13 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import count
 from random import Random
 
 from backends.base import EndCause, LaunchKey
 from bundles.exits import WorkerExit
-from manager.ledger import Launch, Outcome
+from manager.ledger import Launch, Outcome, PoolRecord
 from manager.observe import RECENT_LAUNCHES, STARTS_REMEMBERED
 from manager.simulation.agenda import Agenda
 from manager.simulation.chance import draw
@@ -57,6 +58,8 @@ class SimulatedService:
         self.launched = self.refused = self.withdrawn = 0
         self.preempted = self.died = self.peak = 0
         self.started_lately: deque[SimulatedWorker] = deque(maxlen=STARTS_REMEMBERED)
+        self._accepted: float | None = None
+        self._proven: float | None = None
         self._ready: list[tuple[int, SimulatedWorker]] = []
         """Those whose time to start has come, and that wait for a machine."""
         for _, until in scenario.stock_outs:
@@ -65,6 +68,24 @@ class SimulatedService:
     @property
     def living(self) -> int:
         return len(self.waiting) + len(self.starting) + len(self.active)
+
+    def record(self) -> PoolRecord:
+        """What a ledger would tell of the pool."""
+        fates = [self._as_known(number) for number in reversed(self.launches)]
+        return PoolRecord(
+            fates=tuple(fate for fate in fates if fate is not None),
+            in_doubt=len(self.waiting) + len(self.starting),
+            accepted=self._accepted,
+            proven=self._proven,
+        )
+
+    def _as_known(self, number: int) -> Launch | None:
+        launch, worker = self.launches[number], self.active.get(number)
+        if worker is None:
+            is_over = launch.ended is not None or launch.outcome is Outcome.REFUSED
+            return launch if is_over else None
+        first_bundle = worker.registered if worker.has_run else None
+        return replace(launch, registered=worker.registered, first_bundle=first_bundle)
 
     def is_out_of_stock(self) -> bool:
         elapsed = self._agenda.now - self._begin
@@ -114,7 +135,11 @@ class SimulatedService:
             requested=self._agenda.now,
             outcome=Outcome.REFUSED if error else Outcome.LAUNCHED,
             error=error or None,
+            error_kind=error or None,
+            settled=self._agenda.now,
         )
+        if not error:
+            self._accepted = self._agenda.now
         while len(self.launches) > RECENT_LAUNCHES:
             del self.launches[next(iter(self.launches))]
 
@@ -147,6 +172,8 @@ class SimulatedService:
                 cause=cause,
                 why=str(cause),
                 started=worker.started,
+                registered=worker.registered,
+                first_bundle=worker.registered if worker.has_run else None,
             )
         self._changed()
 
@@ -179,7 +206,7 @@ class SimulatedService:
         if self._dice.random() < self.scenario.bad_starts:
             self.leave(worker, WorkerExit.UNUSABLE, DIED)
             return
-        worker.registered = worker.idle_since = self._agenda.now
+        worker.registered = worker.idle_since = self._proven = self._agenda.now
         self._changed()
         self._register(worker)
 
