@@ -28,7 +28,7 @@ ALSO_ASKED = {
 ASKED_OF_ALL = (*registry.REQUIRED, "max_workers")
 
 AS_A_SERVICE = {
-    "slurm": ("deploy/slurm/install", "docs/install/slurm.md"),
+    "slurm": ("deploy/slurm/install --pools {file}", "docs/install/slurm.md"),
     "local-docker": ("docker compose -f deploy/compose.yaml up", "docs/install/docker.md"),
     "aws-batch": ("terraform -chdir=terraform/aws/examples/minimal apply", "docs/install/aws.md"),
     "azure-batch": (
@@ -218,7 +218,7 @@ def _what_comes_next(backend: str, file: str) -> str:
     ]
     if backend in AS_A_SERVICE:
         command, page = AS_A_SERVICE[backend]
-        steps.append((command, f"keep it for good: {page}"))
+        steps.append((command.format(file=file), f"keep it for good: {page}"))
     width = max(len(command) for command, _ in steps)
     lines = [f"  {command:{width}}  # {why}" for command, why in steps]
     return "\n".join((f"{file} is written. Next:", *lines))
