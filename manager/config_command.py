@@ -64,8 +64,8 @@ def config_command() -> click.Command:
         options_metavar="[-o json]",
         help=(
             "What a pools file, or a backend with its options, comes to, and where each value "
-            "comes from.\n\nworker-manager config pools.toml\n\nworker-manager config BACKEND [OPTIONS]"
-            "\n\nSecrets are not shown. Asks nobody anything."
+            "comes from.\n\nworker-manager config pools.toml\n\n"
+            "worker-manager config BACKEND [OPTIONS]\n\nSecrets are not shown. Asks nobody anything."
         ),
     )
 

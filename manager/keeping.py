@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from backends.base import Backend
+from backends.base import Backend, BackendError
 from bundles.errors import BundlesError, UsageError
 from manager.alarm import Alarm, Stopped
 from manager.feed import ChangeFeed
@@ -20,6 +20,7 @@ from manager.keeper import PoolKeeper
 from manager.lease import Lease, LeasedBackend, LeaseLost
 from manager.ledger import Ledger
 from manager.lock import PoolLock
+from manager.log_format import complain
 from manager.loop import Manager
 from manager.money import Terms
 from manager.operation import Operation
@@ -110,6 +111,27 @@ class Keeping:
         stack.callback(self._release_all)
 
     @property
+    def pools(self) -> list[Pool]:
+        """Those that should be kept."""
+        return list(self._pools.values())
+
+    def backend_name(self, pool: str) -> str | None:
+        """Of a pool that is kept, or still drains."""
+        return self._kept[pool].backend_name if pool in self._kept else None
+
+    def file_is_refused(self, problems: Sequence[str]) -> None:
+        """Leave word of why the pools file as it is now is not what the pools are kept by."""
+        self._operation.configured(is_good=not problems)
+        for pool in self._pools.values():
+            path = pool.installation.refusal_path(pool.name)
+            try:
+                path.unlink(missing_ok=True)
+                if problems:
+                    path.write_text("\n".join((*problems, "")))
+            except OSError as error:
+                log.warning("%s cannot be written: %s", path, error)
+
+    @property
     def missing(self) -> list[str]:
         """Pools that should be kept and are not, or not in the way that they should be."""
         return [name for name, pool in self._pools.items() if not self._is_kept_so(pool)]
@@ -148,7 +170,7 @@ class Keeping:
             return None
         return Manager(
             keepers,
-            staged=StagedBundles(self._client, os.environ),
+            staged=StagedBundles(self._client, os.environ, self._operation.pulse.beat),
             client=self._client,
             ledger=self._ledger,
             alarm=self._alarm,
@@ -243,8 +265,17 @@ class Keeping:
         self._ledger.describe(pool.row())
 
     def _keeper(self, pool: Pool) -> PoolKeeper | None:
-        """The keeper of a pool whose lock is taken; None when its backend cannot be used."""
-        backend = self._backend(pool)
+        """The keeper of a pool whose lock is taken; None when its backend cannot be used.
+
+        Raises BackendError when that is so of the only pool there is.
+        """
+        try:
+            backend = self._backend(pool)
+        except BackendError as error:
+            if len(self._pools) == 1:
+                raise
+            complain(f"{pool.name}: {error}")
+            return None
         with self._alarm.interruptible():
             if not is_usable(backend):
                 return None

@@ -92,8 +92,29 @@ def _run(path: Path, settings: Mapping[str, Any], said: Mapping[str, Any]) -> in
         return _dry_run(pools)
     if settings["output"] != "text":
         raise click.UsageError("--output json goes with --plan")
-    ...
-    return 0
+    return _keep(file, said, pools, {**together, "once": settings["once"]})
+
+
+def _keep(
+    file: PoolsFile, said: Mapping[str, Any], pools: list[Pool], settings: Mapping[str, Any]
+) -> int:
+    from manager.alarm import Alarm
+    from manager.keeping import Keeping, keep
+    from manager.loop import Manager
+    from manager.pools_file.watched import WatchedFile
+    from manager.reload import Reload, set_budget
+
+    alarm = Alarm()
+    alarm.listen(reloads=True)
+
+    def prepare(keeping: Keeping, manager: Manager) -> None:
+        set_budget(manager, file)
+        watched = WatchedFile(file, said)
+        manager.before_tick = Reload(watched, alarm, keeping, manager, pools_of)
+
+    if settings["once"]:  # nobody would look at metrics, and there is no exit to end workers at
+        settings = {**settings, "metrics_port": None, "terminate_on_exit": False}
+    return keep(pools, settings, alarm, prepare)
 
 
 def _dry_run(pools: Iterable[Pool]) -> int:
