@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -130,8 +130,9 @@ class Lease:
         launched is in no ledger of ours. Infinite when it was not."""
         return self._clock() - self._strangers.get(pool, float("-inf"))
 
-    def take(self, wait_seconds: float = WAIT_SECONDS) -> None:
-        """See to it that it is held; waits so long for another manager to end.
+    def take(self) -> None:
+        """See to it that it is held. Asked again after LeaseLost it waits a while for the other
+        manager to end.
 
         Raises LeaseLost, which says who keeps which pool, and BundlesError when the server does
         not answer. To be called where a signal may interrupt it.
@@ -142,7 +143,7 @@ class Lease:
         if not self._is_offered:
             self._say_that_there_are_none()
         elif not self.is_held:
-            self._acquire(self._pools, wait_seconds)
+            self._acquire(self._pools, WAIT_SECONDS if self._is_waiting else 0.0)
 
     def want(self, pool: str) -> None:
         """One pool more, from the next ``take`` on."""
@@ -178,7 +179,7 @@ class Lease:
             )
         self._is_missed = True
 
-    def _acquire(self, pools: Iterable[str], wait_seconds: float) -> None:
+    def _acquire(self, pools: frozenset[str], wait_seconds: float) -> None:
         try:
             fences = self._client.acquire_leases(
                 sorted(pools), self._holder, TTL_SECONDS, wait_seconds=wait_seconds
@@ -187,7 +188,7 @@ class Lease:
             sent = self._clock()
             self._client.renew_leases(fences, self._holder)
         except Conflict as error:
-            self._is_waiting = True
+            self._is_waiting = pools == self._pools
             raise LeaseLost(
                 f"another manager keeps a pool: {error}; --pool NAME keeps one of another name"
             ) from error
