@@ -58,9 +58,26 @@ def boot_seconds() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-def our_name() -> str:
-    """Who we are, for people and unlike anybody else."""
-    return f"process {os.getpid()} of {socket.gethostname()[:100]} ({uuid.uuid4().hex[:8]})"
+def holder_of(directory: Path) -> str:
+    """Who holds the leases of a home: for people to read, unlike those of any other home, and the
+    same after a restart. Of one home and pool there is one manager at a time (manager.lock), so
+    that one who is started after a crash need not wait for the lease of the one before."""
+    path = directory / "holder"
+    mark = uuid.uuid4().hex
+    temporary = directory / f".holder-{mark}"
+    try:
+        if not path.exists():
+            temporary.write_text(mark)
+            with suppress(FileExistsError):
+                os.link(temporary, path)
+        mark = path.read_text().strip() or mark
+    except OSError as error:
+        log.warning("%s cannot be written: %s", path, error)
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    # A home may be copied, or be on a disk that several machines share.
+    return f"{socket.gethostname()[:60]}:{str(directory.parent)[-60:]} ({mark[:32]})"
 
 
 class Lease:
@@ -68,8 +85,8 @@ class Lease:
     it is given back at the end.
 
     Taken in the manager's thread; a thread of its own renews it, and rings when it is lost.
-    ``directory``: where the last fence of each pool is written down, so that it is known whether
-    a manager of another home, with a ledger of its own, has kept the pool since.
+    ``directory``: of this home, where it is written down who we are, and the last fence of each
+    pool, by which we know whether a manager of another home, with a ledger of its own, kept it.
     """
 
     def __init__(
@@ -78,7 +95,6 @@ class Lease:
         alarm: Alarm,
         directory: Path,
         *,
-        holder: str | None = None,
         clock: Callable[[], float] = boot_seconds,
     ) -> None:
         self._client = client
@@ -86,7 +102,7 @@ class Lease:
         self._alarm = alarm
         self._directory = directory
         self._strangers: dict[str, float] = {}
-        self._holder = holder or our_name()
+        self._holder = holder_of(directory)
         self._clock = clock
         self._hold = _Hold()
         self._has_asked = False
