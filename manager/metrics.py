@@ -197,7 +197,7 @@ class PoolMetrics(Witness, CallsWitness):
         for name in CAUSES.values():
             metrics.failures.labels(pool, name)
         for found in Cause:
-            metrics.failed_workers.labels(pool, _label(found))
+            metrics.failed_workers.labels(pool, label(found))
         for family in (metrics.launches, metrics.ticks, metrics.registrations, metrics.waits):
             family.labels(pool)
         metrics.first_bundles.labels(pool)
@@ -245,7 +245,7 @@ class PoolMetrics(Witness, CallsWitness):
 
     def ended(self, jobs: Sequence[Job]) -> None:
         for job in jobs:
-            why = _label(job.cause or EndCause.UNKNOWN)
+            why = label(job.cause or EndCause.UNKNOWN)
             code = "" if job.exit_code is None else str(job.exit_code)
             self._of.ends.labels(self._pool, why, code).inc()
 
@@ -256,7 +256,7 @@ class PoolMetrics(Witness, CallsWitness):
 
     def workers_failed(self, causes: Sequence[Cause]) -> None:
         for found in causes:
-            self._of.failed_workers.labels(self._pool, _label(found)).inc()
+            self._of.failed_workers.labels(self._pool, label(found)).inc()
 
     def failed(self, error: Exception) -> None:
         self._has_failed = True
@@ -323,7 +323,7 @@ class PoolMetrics(Witness, CallsWitness):
             self._of.terminations.labels(self._pool, cause(error) if error else OK).inc()
 
 
-def _label(word: str) -> str:
+def label(word: str) -> str:
     """`never started` as `never_started`, `stock-out` as `stock_out`."""
     return word.replace(" ", "_").replace("-", "_")
 
