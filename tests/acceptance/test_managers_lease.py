@@ -105,8 +105,19 @@ def test_a_manager_that_was_stopped_and_wakes_up_after_a_take_over_launches_noth
     assert first.kill(stopped, signal.SIGTERM) == 0
 
 
-def test_pools_of_other_names_are_kept_in_both_homes(first: Managers, second: Managers) -> None:
-    first.start("--pool", "a", "--min", "1", "--max", "1")
-    second.start("--pool", "b", "--min", "1", "--max", "1")
+def test_pools_of_other_names_are_kept_and_one_who_waits_ends_when_it_is_told_to(
+    first: Managers, second: Managers
+) -> None:
+    keeping = first.start(*POOL, "--min", "1", "--max", "1")
     eventually(first.workers)
+    second.start("--pool", "another", "--min", "1", "--max", "1")
     eventually(second.workers)
+    waiting = second.start(*POOL, "--terminate-on-exit")
+    eventually(lambda: is_waiting(second, waiting))
+    assert second.kill(waiting, signal.SIGTERM) == 0
+    assert (len(first.workers()), len(second.workers())) == (1, 1)
+    # One that is killed and started again need not wait for what was its own.
+    first.kill(keeping)
+    lines = len(journal(first))
+    first.start(*POOL, "--min", "1", "--max", "1")
+    eventually(lambda: has_decided(first) and len(journal(first)) > lines)
