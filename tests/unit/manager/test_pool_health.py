@@ -102,6 +102,7 @@ def test_a_worker_that_comes_late_is_kept_and_known_also_to_the_next_manager(
     manager.tick()
     assert launches(stand)[0].stage is Stage.REGISTERED
     stand.server.workers = []
+    stand.shapes(1)
     stand.now += 10 * LIMIT
     assert manager.tick().end == ()
     assert stand.start(low=1).tick().end == (), "the server forgot it, which is another matter"
@@ -272,6 +273,7 @@ def test_what_was_withdrawn_and_vanishes_is_no_failure(stand: Stand) -> None:
     assert stand.backend.asked_to_end
     stand.backend.pass_away()
     manager.tick()
+    assert launches(stand)[0].cause is EndCause.KILLED_BY_US
     assert health(stand).cause is None
 
 
