@@ -27,7 +27,6 @@ pytestmark = [pytest.mark.engine("slurm"), pytest.mark.timeout(300)]
 BUNDLES = 60
 NOBODY = 65534
 AS_NOBODY = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")
-INSTALL = ROOT / "deploy" / "slurm" / "install"
 COMMAND_SECONDS = 120.0
 WAITS = "mkdir in; while [ ! -e in/go ]; do sleep 0.1; done; echo hi >> said"
 
