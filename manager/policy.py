@@ -302,7 +302,7 @@ def decide_set(
         offers = coarse_offers(snapshots[name].free, config.shape.room)
         left = _take(taken[name], left, place(left, Shelf(offers)))
     for name, config in configs.items():
-        patient = _patient(snapshots[name], config)
+        patient = _patient(snapshots[name], config) + snapshots[name].settling
         left = _take(taken[name], left, open_workers(left, config.shape, patient)[1])
     shares: dict[str, Share] = {}
     names = list(configs)
@@ -426,13 +426,16 @@ def _needed(snapshot: Snapshot, config: PoolConfig, clause: Clause) -> int:
             not left,
             f"room for {count(kinds - total(left), 'staged bundle')} in workers that run",
         )
-    workers, _ = open_workers(left, config.shape, kinds + snapshot.pending)
-    wanted = max(0, workers - snapshot.pending)
+    # Bundles that those took which have just come may still be seen as staged.
+    coming = snapshot.pending + snapshot.settling
+    workers, _ = open_workers(left, config.shape, kinds + coming)
+    wanted = max(0, workers - coming)
     if left:
         clause(
             "enough_pending",
             wanted == 0,
-            f"{count(snapshot.pending, 'worker')} pending for {count(total(left), 'bundle')}, "
+            f"{count(coming, 'worker')} {'just come or ' if snapshot.settling else ''}pending for "
+            f"{count(total(left), 'bundle')}, "
             f"which {'needs' if total(left) == 1 else 'need'} {workers}",
         )
     return wanted
