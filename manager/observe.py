@@ -210,7 +210,7 @@ class Observer:
         """The room that counts: bundles that would fit and are left waiting all the same cannot
         use it, whatever the reason, and shall not wait for it."""
         whole = self.queue.shape.room
-        left = place(coarse_demand(demand, whole), Shelf(coarse_offers(free, whole)))
+        left = place(coarse_demand(demand, [whole]), Shelf(coarse_offers(free, whole, demand)))
         if total(left) == total(demand):
             self._room_since = None
             return free
