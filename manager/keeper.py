@@ -36,7 +36,7 @@ from manager.launcher import Launcher
 from manager.lease import Lease
 from manager.ledger import Launch, Ledger, Outcome
 from manager.money import FREE, Terms
-from manager.observe import START_SECONDS, Observation, Observer
+from manager.observe import START_SECONDS, Observation, Observer, has_a_run
 from manager.policy import Decision, PoolConfig, count, surplus
 from manager.quiet import QuietList
 from manager.snapshot import Snapshot
@@ -386,7 +386,7 @@ class PoolKeeper:
         if decision.end:
             self._give_up([i for i in decision.end if i in self._unregistered], observation)
             results += self._end(decision.end)
-        results += self._end(self._reluctant())
+        results += self._end(self._reluctant(observation))
         refused = sum(not isinstance(result, Job | Unreachable) for result in launched)
         return Done(len(launched) - refused, refused, tuple(results))
 
@@ -417,14 +417,40 @@ class PoolKeeper:
             last = words.rsplit("\n", 1)[-1] or "none"
             log.warning("%s never came to the server: it is ended; its last words: %s", key, last)
 
-    def _reluctant(self) -> list[str]:
+    def _reluctant(self, observation: Observation) -> list[str]:
         """Jobs that are still there long after they were asked to end: asked again, backends end
-        them by force."""
-        now = self.clock()
-        late = [i for i, when in self._ending.items() if now - when >= ENDING_SECONDS]
-        if late:
-            log.warning("%s: %s has not ended, and is asked again", self.pool, ", ".join(late))
-        return late
+        them by force. One that has come to work meanwhile is left alone, unless it drains."""
+        due = self.clock() - ENDING_SECONDS
+        jobs = {job.id: job for job in observation.jobs}
+        late = [jobs[job_id] for job_id, when in self._ending.items() if when <= due]
+        if not late:
+            return []
+        draining = {one.key for one in observation.running if one.draining is not None}
+        at_work = self._at_work()
+        again = []
+        for job in late:
+            if job.key in draining or job.state is JobState.PENDING:
+                again.append(job.id)
+            elif at_work is None:
+                continue
+            elif job.worker_id in at_work:
+                log.info("%s has not ended, and has a bundle: it stays", job.worker_id)
+                del self._ending[job.id]
+            else:
+                again.append(job.id)
+        if again:
+            log.warning("%s: %s has not ended, and is asked again", self.pool, ", ".join(again))
+        return again
+
+    def _at_work(self) -> frozenset[str] | None:
+        """The workers that have bundles; None when the server does not say."""
+        with self.alarm.interruptible():
+            try:
+                workers = self.client.workers()
+            except BundlesError as error:
+                log.debug("who has a bundle is not known: %s", error)
+                return None
+        return frozenset(str(worker.get("worker_id")) for worker in workers if has_a_run(worker))
 
     def _end(self, job_ids: Sequence[str]) -> list[dict[str, Any]]:
         results: list[dict[str, Any]] = []

@@ -302,6 +302,20 @@ def test_a_worker_that_does_not_end_is_asked_again(stand: Stand) -> None:
     assert stand.backend.asked_to_end == [job.id] * 2
 
 
+def test_one_that_came_to_work_instead_of_ending_is_left_alone(stand: Stand) -> None:
+    manager = stand.start()
+    job = stand.backend.add(JobState.PENDING)
+    manager.tick()
+    stand.now += SURPLUS_SECONDS
+    assert manager.tick().end == (job.id,)
+    stand.backend.jobs = [replace(job, state=JobState.ACTIVE, started=stand.now)]
+    stand.server.workers = [job.worker_id]
+    stand.server.offers = {job.worker_id: {"run_uuids": ["0x1"]}}
+    stand.now += ENDING_SECONDS
+    manager.tick()
+    assert stand.backend.asked_to_end == [job.id]
+
+
 def test_any_number_may_fail_unless_it_is_said(stand: Stand) -> None:
     manager = stand.start(1)
     for _ in range(5):
