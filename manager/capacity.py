@@ -107,6 +107,8 @@ class Shelf:
         self._boxes: dict[_Box, list[tuple[int, int, int]]] = {}
         """(memory bytes, disk bytes, number), ascending."""
         self._order: list[_Box] = []
+        self._largest_disk: dict[_Box, int] = {}
+        """That ever lay in a box: no worker in it has more."""
         for offer, number in offers.items():
             self.add(offer, number)
 
@@ -123,6 +125,8 @@ class Shelf:
             if need.queue != tag if need.queue else tag and tag_exclusive:
                 continue
             if self._boxes[box][-1][0] < asked.memory_bytes:
+                continue
+            if self._largest_disk[box] < asked.disk_bytes:
                 continue
             number = self._fill(need, number, box)
             # What is left of it lies before, where there is less room.
@@ -168,6 +172,9 @@ class Shelf:
         if workers is None:
             workers = self._boxes[box] = []
             self._order.insert(bisect_left(self._order, box), box)
+            self._largest_disk[box] = disk_bytes
+        elif self._largest_disk[box] < disk_bytes:
+            self._largest_disk[box] = disk_bytes
         position = bisect_left(workers, (memory_bytes, disk_bytes))
         if position < len(workers) and workers[position][:2] == (memory_bytes, disk_bytes):
             number += workers.pop(position)[2]
