@@ -11,6 +11,8 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from backends.base import Backend, BackendError
+from manager.accountant import Accountant
+from manager.money import NO_BUDGET, SOFT_FRACTION, Account, Budget, Purse, Terms
 from manager.policy import Share, decide_set
 from manager.pool import Pool
 
@@ -21,8 +23,15 @@ if TYPE_CHECKING:
 PREVIEWS_SHOWN = 3
 
 
-def plan(pools: Sequence[Pool], *, as_json: bool) -> int:
-    """Print what the next tick would do with pools in this order of preference.
+def plan(
+    pools: Sequence[Pool],
+    *,
+    as_json: bool,
+    budget: Budget = NO_BUDGET,
+    soft_fraction: float = SOFT_FRACTION,
+) -> int:
+    """Print what the next tick would do with pools in this order of preference. ``budget``: of all
+    of them together.
 
     Raises BackendError when the jobs of no pool can be listed, and BundlesError.
     """
@@ -56,7 +65,12 @@ def plan(pools: Sequence[Pool], *, as_json: bool) -> int:
             raise next(iter(errors.values()))
         known = [pool for pool in usable if pool.name in snapshots]
         configs = {pool.name: pool.config for pool in known}
-        shares = decide_set(demand, snapshots, configs, now)
+        terms = {pool.name: Terms.from_settings(pool.settings) for pool in usable}
+        accounts = {name: Account(its) for name, its in terms.items()}
+        if ledger is not None:
+            accounts = Accountant(ledger).accounts(terms, now)
+        purse = Purse(accounts, now, budget, soft_fraction)
+        shares = decide_set(demand, snapshots, configs, now, allow=purse.allowance)
         if as_json:
             print(json.dumps(_document(shares, errors)))
             return 0

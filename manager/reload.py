@@ -15,7 +15,6 @@ from bundles.errors import BundlesError
 from manager.alarm import Alarm
 from manager.keeping import Keeping
 from manager.loop import Manager
-from manager.money import Budget
 from manager.options import connection_options, set_options
 from manager.pool import Pool
 from manager.pools_file.model import key_of
@@ -33,9 +32,8 @@ log = logging.getLogger("manager")
 
 def set_budget(manager: Manager, file: PoolsFile) -> None:
     """What the pools of a file may cost together."""
-    given = file.budget
-    manager.budget = Budget(given.per_hour, given.per_day, given.per_month)
-    manager.soft_fraction = given.soft_fraction
+    manager.budget = file.budget.amounts
+    manager.soft_fraction = file.budget.soft_fraction
 
 
 class Reload:

@@ -87,7 +87,12 @@ def _run(path: Path, settings: Mapping[str, Any], said: Mapping[str, Any]) -> in
     if settings["plan"]:
         from manager.plan import plan
 
-        return plan(pools, as_json=settings["output"] == "json")
+        return plan(
+            pools,
+            as_json=settings["output"] == "json",
+            budget=file.budget.amounts,
+            soft_fraction=file.budget.soft_fraction,
+        )
     if settings["dry_run"]:
         return _dry_run(pools)
     if settings["output"] != "text":

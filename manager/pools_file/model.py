@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
 from pydantic_core import PydanticCustomError
 
 from backends import registry
+from manager import money
 from manager.options import (
     Word,
     connection_options,
@@ -51,6 +52,11 @@ class Budget(Section):
         le=1,
         description="Above this part of a budget only the cheapest pool launches.",
     )
+
+    @property
+    def amounts(self) -> money.Budget:
+        """What may be spent, without the soft fraction."""
+        return money.Budget(self.per_hour, self.per_day, self.per_month)
 
 
 @dataclass(frozen=True, slots=True)

@@ -148,7 +148,7 @@ class Scenario(Section):
     def money(self) -> tuple[MoneyBudget, float]:
         """What all pools together may cost, and the soft fraction of it."""
         said = self.budget or Budget.model_validate({})
-        return MoneyBudget(said.per_hour, said.per_day, said.per_month), said.soft_fraction
+        return said.amounts, said.soft_fraction
 
 
 def load(path: Path) -> Scenario:
