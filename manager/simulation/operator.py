@@ -46,7 +46,7 @@ class SimulatedManager:
         self._account = account
         self._configs = {pool.name: pool.config for pool in scenario.pools}
         self._has_budget = bool(
-            scenario.money[0] or any(pool.terms.budget for pool in scenario.pools)
+            scenario.purse[0] or any(pool.terms.budget for pool in scenario.pools)
         )
         self._surplus_since: dict[str, float | None] = dict.fromkeys(self._configs)
         self._last_launch: dict[str, float | None] = dict.fromkeys(self._configs)
@@ -144,7 +144,7 @@ class SimulatedManager:
     def _allowed(self, now: float) -> Allow | None:
         if not self._has_budget:
             return None
-        budget, soft_fraction = self._scenario.money
+        budget, soft_fraction = self._scenario.purse
         accounts = {
             service.scenario.name: self._account(index)
             for index, service in enumerate(self._services)

@@ -12,8 +12,8 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError, model_validator
 
 from bundles.errors import UsageError
+from manager import money
 from manager.capacity import UNBOUNDED, Need, Offer, Room
-from manager.money import Budget as MoneyBudget
 from manager.money import Terms
 from manager.policy import PoolConfig
 from manager.pools_file.model import Budget, Section
@@ -145,7 +145,7 @@ class Scenario(Section):
         return self
 
     @property
-    def money(self) -> tuple[MoneyBudget, float]:
+    def purse(self) -> tuple[money.Budget, float]:
         """What all pools together may cost, and the soft fraction of it."""
         said = self.budget or Budget.model_validate({})
         return said.amounts, said.soft_fraction

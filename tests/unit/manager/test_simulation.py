@@ -64,6 +64,7 @@ def test_the_same_scenario_gives_the_same_report() -> None:
     text = POOL + BUNDLES.replace("100", "{ exponential = 100 }").replace(
         "burst = 8", "poisson-per-hour = 200"
     )
+    text = "duration-seconds = 7200\n" + text
     assert run(text) == run(text)
     assert run("seed = 2\n" + text) != run(text)
 
