@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import click
 
-from benchmarks import containers, contents, slurm
+from benchmarks import containers, contents, slurm, simulating
 from benchmarks.stand import Stand, cpu_seconds
 from bundles.model import FINAL_STATES
 
@@ -248,6 +248,38 @@ def slurm_thousand() -> list[Row]:
     ]  # fmt: skip
 
 
+def reference_traces() -> list[Row]:
+    """The reference traces on the virtual clock, each at its whole length."""
+    rows = []
+    for traced in simulating.traces():
+        whole = traced.report.whole
+        idle = ", ".join(f"{seconds:g} s" for seconds in traced.idle_seconds)
+        figure = (
+            f"{whole.ran_nothing_fraction:.2%} of {whole.workers} workers ran nothing, "
+            f"{whole.idle_fraction:.1%} idle"
+        )
+        holds = whole.ran_nothing_fraction < 0.01 and whole.idle_fraction <= 0.05
+        peer = "-"
+        if traced.oracle is not None:
+            best = traced.oracle.whole.peak
+            holds = holds and abs(whole.peak - best) <= 1
+            peer = f"with a fresh queue: {best} workers at most; here: {whole.peak}"
+        rows.append(
+            Row(f"{traced.name}: {traced.report.description} (idle time-out {idle})", figure,
+                "< 1 %, ≤ 5 %", holds, peer)
+        )  # fmt: skip
+    return rows
+
+
+def simulated_million() -> list[Row]:
+    """A day of 1,000,000 bundles and up to 10,000 workers on the virtual clock."""
+    report, seconds, cpu = simulating.million()
+    return [
+        Row(f"a simulated day of {report.done:,} bundles, {report.whole.peak:,} workers at most",
+            f"{seconds:.0f} s ({cpu:.0f} s of a core)", "≤ 5 min", seconds <= 300),
+    ]  # fmt: skip
+
+
 MEASUREMENTS: dict[str, Callable[[], list[Row]]] = {
     "help-text": help_text,
     "twenty-echoes": twenty_echoes,
@@ -263,6 +295,8 @@ MEASUREMENTS: dict[str, Callable[[], list[Row]]] = {
     "thirty-two": thirty_two,
     "idle-docker": idle_docker,
     "slurm-thousand": slurm_thousand,
+    "traces": reference_traces,
+    "million": simulated_million,
 }
 OF_CONTAINERS = {"20-echoes-docker", "warm-container", "thirty-two", "idle-docker"}
 
