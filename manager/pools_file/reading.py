@@ -417,10 +417,20 @@ def _sentence(detail: ErrorDetails) -> str:
     if kind == "union_tag_invalid":
         names = list(grammar().pools)
         given = value[BACKEND]
+        if given in registry.names():
+            return _why_broken(given)
         return f"{given!r} is none of {', '.join(names)}{_suggestion(str(given), names)}"
     if kind in _SENTENCES:
         return _SENTENCES[kind](value, context)
     return str(detail["msg"])
+
+
+def _why_broken(backend: str) -> str:
+    try:
+        registry.load(backend)
+    except registry.BrokenBackend as error:
+        return str(error)
+    return f"{backend} could not be loaded: start this command anew"
 
 
 def _suggestion(

@@ -22,7 +22,7 @@ class PoolsFile:
         self.path = managers.directory / "pools.toml"
         self._managers = managers
 
-    def write(self, first: str = "", **pools: int) -> None:
+    def write(self, first: str = "", default: str = "", **pools: int) -> None:
         """Whole or not at all, as editors do."""
         text = f"""
             sleep-time = 0.1
@@ -31,6 +31,7 @@ class PoolsFile:
             [defaults]
             min-workers = 0
             drain-grace-seconds = 0
+            {default}
             worker-executable = "{self._managers.stand_in()}"
         """
         for name, most in pools.items():
@@ -101,7 +102,7 @@ def test_a_file_that_cannot_be_used_is_said_once_everywhere_and_keeps_the_pools_
     assert is_good()
     assert problems() == []
     file.write(one=-1)
-    said = f"{file.path}:12: pools[0].max-workers: -1 is less than 0: raise it"
+    said = f"{file.path}:13: pools[0].max-workers: -1 is less than 0: raise it"
     eventually_said(managers, manager, "the pools are kept as before")
     eventually(lambda: not is_good(), "the metric")
     assert problems() == [said]
@@ -119,6 +120,25 @@ def test_a_file_that_cannot_be_used_is_said_once_everywhere_and_keeps_the_pools_
     eventually(lambda: workers(managers) == {"one": 2}, "two workers")
     assert is_good()
     assert problems() == []
+    assert managers.kill(manager, signal.SIGTERM) == 0
+
+
+def test_other_options_are_for_new_workers_and_those_that_run_stay(
+    managers: Managers, file: PoolsFile
+) -> None:
+    file.write(one=1)
+    managers.stage(3)
+    manager = managers.run("run", str(file.path))
+    eventually(lambda: workers(managers) == {"one": 1}, "a worker")
+    [old] = managers.workers()
+    file.write("search = []", "worker-idle-seconds = 77", one=2)
+    eventually(lambda: workers(managers) == {"one": 2}, "another")
+    idle = {
+        process.pid: process.info["cmdline"][process.info["cmdline"].index("--idle-seconds") + 1]
+        for process in managers.workers()
+    }
+    assert idle.pop(old.pid) == "600"
+    assert list(idle.values()) == ["77"]
     assert managers.kill(manager, signal.SIGTERM) == 0
 
 

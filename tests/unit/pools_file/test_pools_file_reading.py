@@ -136,15 +136,19 @@ def sample(option: click.Parameter) -> str | None:
 def test_a_value_says_where_it_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "p")
     text = GOOD + pool('region = "r"', backend="gcp-batch")
-    file = parse(text, PATH, {"sleep-time": 2.0})
+    file = parse("sleep-time = 3\n" + text, PATH, {"sleep-time": 2.0, "search": ("x", "y")})
+    assert (file.pools[0].settings["sleep_time"], file.pools[0].settings["search"]) == (
+        2,
+        ("x", "y"),
+    )
     origins = {name: o.text("f") for name, o in file.pools[2].origins.items()}
     assert origins["project"] == "environment variable GOOGLE_CLOUD_PROJECT"
-    assert origins["region"] == "f:32"
-    assert origins["image"] == "f:11 [defaults]"
-    assert origins["server"] == "f:1"
+    assert origins["region"] == "f:33"
+    assert origins["image"] == "f:12 [defaults]"
+    assert origins["server"] == "f:2"
     assert origins["sleep_time"] == "command line"
     assert origins["zones"] == "default"
-    assert file.budget_lines == {"per-hour": 6, "per-day": 7}
+    assert file.budget_lines == {"per-hour": 7, "per-day": 8}
 
 
 def test_what_the_file_says_comes_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,6 +312,9 @@ def test_a_backend_of_another_package_that_is_broken_stops_no_other(
     found = model.grammar_of(registry.OURS)
     assert "slurm" not in found.pools
     assert "aws-batch" in found.pools
+    monkeypatch.setattr("manager.pools_file.reading.grammar", lambda: found)
+    assert parse(pool(), PATH).pools
+    assert problems(pool(backend="slurm")) == ["pools.toml:3: pools[0].backend: broken"]
 
 
 def test_what_a_backend_does_not_take_is_blamed_on_the_option_that_it_names(
