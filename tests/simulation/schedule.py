@@ -6,15 +6,18 @@ import random
 import sqlite3
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 
 from backends.base import LaunchKey
 from bundles.errors import NotAuthenticated
+from manager.health import FIRST_QUARANTINE_SECONDS, WASTED_ALLOWED
 from manager.loop import Manager
+from manager.money import FREE, MINIMUM_SECONDS, Budget, Terms
 from manager.observe import START_SECONDS
 from simulation.faults import Faults, Killed, Violation
 from simulation.server import Server
 from simulation.service import Fate, Service, ServiceJob
-from simulation.stand import PoolPlan, SimulatedLedger, Stand
+from simulation.stand import PoolPlan, SimulatedLease, SimulatedLedger, Stand
 from simulation.timeline import Timeline
 
 CALM_TICKS = 60
@@ -76,20 +79,32 @@ class Schedule:
         )
         self.stand = Stand(ledger, self.timeline, self.faults, self.server)
         self.ledger = ledger
+        names = "abc"[: chance.choice((1, 1, 2, 2, 3))]
+        self.sick = chance.choice(names) if chance.random() < 0.2 else ""
+        """A pool none of whose workers can work, until there is calm."""
         self.services = {
             name: Service(
                 name,
                 self.timeline,
                 self.faults,
                 self.server,
-                self._fate,
+                partial(self._fate, name),
                 self,
                 cpus=1 if self.is_plain else chance.choice((1, 2, 4)),
                 lag_seconds=chance.choice((0.0, 10.0, 60.0)),
-                ended_listed_seconds=chance.choice((30.0, 300.0, 3600.0)),
+                ended_listed_seconds=(
+                    3600.0 if name == self.sick else chance.choice((30.0, 300.0, 3600.0))
+                ),
             )
-            for name in "abc"[: chance.choice((1, 1, 2, 2, 3))]
+            for name in names
         }
+        if chance.random() < 0.3:
+            self.stand.lease = SimulatedLease(self.timeline, self.faults)
+        self.is_priced = self.is_plain and chance.random() < 0.5
+        self.terms = {name: self._terms() if self.is_priced else FREE for name in self.services}
+        if self.is_priced and chance.random() < 0.7:
+            dearest = max(terms.price_per_hour for terms in self.terms.values())
+            self.stand.budget = Budget(per_hour=dearest * chance.choice((1.0, 1.5, 3.0)))
         self.plans: dict[str, PoolPlan] = {}
         self.account = Account(schedules=1, counted=self.faults.counted)
         self.manager: Manager | None = None
@@ -116,11 +131,17 @@ class Schedule:
         if what < 0.15:
             self._stage(chance.randint(1, 4))
         elif what < 0.3:
-            names = [name for name in self.services if chance.random() < 0.8]
+            share = 1.0 if self.is_priced else 0.8  # one that is not kept costs what it likes
+            names = [name for name in self.services if chance.random() < share]
             chance.shuffle(names)
             self._configure(names)
         elif what < 0.4:
-            living = [job for service in self.services.values() for job in service.living()]
+            living = [
+                job
+                for name, service in self.services.items()
+                for job in service.living()
+                if name != self.sick
+            ]
             if living:
                 job = chance.choice(living)
                 self.services[job.key.pool].preempt(job)
@@ -150,6 +171,7 @@ class Schedule:
                 chance.choice((None, None, 2)),
                 None if self.is_plain else chance.choice((None, 120.0)),
                 chance.choice((60.0, 3600.0)),
+                self.terms[name],
             )
         self.timeline.changes += 1
         self.timeline.tell("configured:", self.plans)
@@ -165,10 +187,20 @@ class Schedule:
             except sqlite3.Error:
                 self.manager = None
 
-    def _fate(self) -> Fate:
+    def _terms(self) -> Terms:
+        price = self.chance.choice((0.5, 1.0, 3.0))
+        if self.chance.random() < 0.3:
+            return Terms(price)
+        return Terms(price, Budget(per_hour=price * self.chance.choice((1.0, 2.0, 3.5))))
+
+    def _fate(self, pool: str) -> Fate:
         chance = self.chance
         if not self.faults.level:
             return Fate(5.0, 5.0)
+        if pool == self.sick:
+            if self.shows_workers and chance.random() < 0.5:
+                return Fate(0.0, None)  # otherwise nobody knows that it has not come
+            return Fate(chance.choice((0.0, 3.0)), None, 1.0, chance.choice((1, 3, 9, 127, 137)))
         starts = chance.choice((0.0, 0.0, 3.0, 30.0, 300.0, None))
         registers = chance.choice((0.0, 2.0, 2.0, 40.0, 90.0, None))
         ending = chance.choice((0.0, 0.0, 10.0, 90.0))
@@ -194,8 +226,14 @@ class Schedule:
 
     # What may be done
 
+    def asked(self) -> None:
+        if self.stand.lease is not None and not self.stand.lease.is_ours:
+            raise Violation("something was launched or ended without the lease")
+
     def accepted(self, job: ServiceJob) -> None:
         self.account.launches += 1
+        if job.key.pool == self.sick and self.faults.level:
+            self._waste(job)
         if self.is_plain:
             coming, needed = self._coming(), self.server.shown_staged
         elif self.shows_workers:
@@ -204,6 +242,14 @@ class Schedule:
             return  # a worker that is just starting is taken for one that has come
         if coming > needed:
             raise Violation(f"{job.key} makes {coming} on their way, {needed} are needed")
+
+    def _waste(self, job: ServiceJob) -> None:
+        """Of a pool whose workers do nothing only so many are launched, and then probes."""
+        wasted = [one for one in self.services[self.sick].jobs.values() if not one.asked_to_end]
+        if len(wasted) > WASTED_ALLOWED:
+            pause = job.created - wasted[-2].created
+            if pause < FIRST_QUARANTINE_SECONDS:
+                raise Violation(f"{job.key} is wasted {pause} s after the last of {len(wasted)}")
 
     def _coming(self) -> int:
         """How many workers are on their way and to stay, in the pools that are kept."""
@@ -266,7 +312,7 @@ class Schedule:
         if not self.plans.keys() >= self.services.keys():
             self._configure(list(self.services))
         for service in self.services.values():
-            service.calm()
+            service.calm(registers=not self.shows_workers)
         pause = STEP_SECONDS
         wrong = ""
         for _ in range(CALM_TICKS):
@@ -274,12 +320,35 @@ class Schedule:
             self._tick()
             wrong = self._wrong()
             if not wrong:
+                self._check_costs()
                 return
             # What was launched is looked at before it can have come and gone.
             is_new = self.account.launches > launches
             pause = STEP_SECONDS if is_new else min(2 * pause, LONGEST_CALM_SECONDS)
             self.timeline.advance(pause)
         raise Violation(f"in the end: {wrong}")
+
+    def _check_costs(self) -> None:
+        """No hour has cost more than its budgets allow."""
+        if not self.is_priced:
+            return
+        together: Counter[float] = Counter()
+        for name, service in self.services.items():
+            terms = self.terms[name]
+            alone: Counter[float] = Counter()
+            for job in service.jobs.values():
+                if job.started is None:
+                    continue
+                ended = self.timeline.now if job.ended is None else job.ended
+                until = max(ended, job.started + MINIMUM_SECONDS)
+                hour = job.started // 3600 * 3600.0
+                while hour < until:
+                    seconds = min(until, hour + 3600) - max(job.started, hour)
+                    alone[hour] += seconds / 3600 * terms.price_per_hour
+                    hour += 3600
+            _check_budget(name, alone, terms.budget)
+            together.update(alone)
+        _check_budget("the set", together, self.stand.budget)
 
     def _wrong(self) -> str:
         """What has not come right yet, "" when all has."""
@@ -297,3 +366,9 @@ class Schedule:
             if running - living:
                 return f"the ledger has not seen {', '.join(map(str, running - living))} end"
         return ""
+
+
+def _check_budget(whose: str, spent: Counter[float], budget: Budget) -> None:
+    for hour, amount in spent.items():
+        if budget.per_hour is not None and amount > budget.per_hour * (1 + 1e-9):
+            raise Violation(f"{whose} spent {amount} of {budget.per_hour} in the hour of {hour}")

@@ -139,7 +139,7 @@ class Server:
             for worker in self._workers.values()
         ]
 
-    def worker_token(self) -> str:
+    def worker_token(self, lease: str = "", fence: int | None = None) -> str:
         self._asked("token")
         return "token"
 

@@ -85,6 +85,9 @@ class ServiceJob:
 class Police(Protocol):
     """Who knows what may be done, beyond one service. Raises Violation."""
 
+    def asked(self) -> None:
+        """Something is to be launched or ended."""
+
     def accepted(self, job: ServiceJob) -> None:
         """A job was launched."""
 
@@ -145,6 +148,7 @@ class Service:
     def launch(
         self, requests: Sequence[LaunchRequest], *, dry_run: bool = False
     ) -> list[LaunchResult]:
+        self._police.asked()
         if not self._is_listed:
             raise Violation(f"{self.pool}: launched without a whole list in this tick")
         self._faults.point()
@@ -199,6 +203,7 @@ class Service:
         return shown
 
     def terminate(self, job_ids: Sequence[str]) -> dict[str, BackendError | None]:
+        self._police.asked()
         if not self._is_listed:
             raise Violation(f"{self.pool}: ended jobs without a whole list in this tick")
         self._faults.point()
@@ -274,12 +279,12 @@ class Service:
         """The service takes the machine back."""
         self._end(job, None, "preempted")
 
-    def calm(self) -> None:
-        """Whatever hung goes on: every job starts and comes, and none dies of itself."""
+    def calm(self, *, registers: bool) -> None:
+        """Whatever hung goes on: every job starts, and every worker comes if it ``registers``."""
         for job in self.living():
-            if job.fate.registers_seconds is None and job.fate.dies_seconds is None:
+            if registers and job.fate.registers_seconds is None and job.fate.dies_seconds is None:
                 job.fate = replace(job.fate, registers_seconds=5.0)
             if job.started is None:
                 self._timeline.after(5.0, self._start, job)
-            elif job.worker is None:
+            elif registers and job.worker is None:
                 self._timeline.after(5.0, self._register, job)

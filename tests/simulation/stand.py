@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,11 @@ from manager.feed import ChangeFeed
 from manager.journal import Journal
 from manager.keeper import PoolKeeper
 from manager.launcher import Launcher
+from manager.lease import Lease, LeasedBackend, LeaseLost
 from manager.ledger import Ledger, Pool
 from manager.listing import Listed, Lister
 from manager.loop import Manager
+from manager.money import FREE, NO_BUDGET, Terms
 from manager.observe import Observer
 from manager.policy import PoolConfig
 from manager.queue import QueueConfig
@@ -131,6 +134,44 @@ class PoolPlan:
     max_launches_per_minute: int | None = None
     patience_seconds: float | None = None
     drain_grace_seconds: float = 3600.0
+    terms: Terms = FREE
+
+
+class SimulatedLease(Lease):
+    """May be lost whenever somebody looks whether it is held; then another manager has it."""
+
+    def __init__(self, timeline: Timeline, faults: Faults) -> None:
+        self._timeline = timeline
+        self._faults = faults
+        self._is_ours = False
+        self._another_until = -math.inf
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is, with nobody looking."""
+        return self._is_ours
+
+    @property
+    def is_held(self) -> bool:
+        if self._is_ours and self._faults.strike("lease", ("lost",)):
+            self._is_ours = False
+        return self._is_ours
+
+    def take(self) -> None:
+        self._faults.point()
+        if not self._is_ours:
+            if self._faults.strike("lease", ("with another",)):
+                self._another_until = self._timeline.now
+                raise LeaseLost("another manager keeps it")
+            self._is_ours = True
+
+    def fence(self, pool: str) -> int | None:
+        if not self.is_held:
+            raise LeaseLost(f"it is not sure any more that the pool {pool} is this manager's")
+        return 1
+
+    def seconds_since_another(self, pool: str) -> float:
+        return self._timeline.now - self._another_until
 
 
 class Stand:
@@ -144,6 +185,8 @@ class Stand:
         self._faults = faults
         self._server = server
         self._client = cast(Client, server)
+        self.budget = NO_BUDGET
+        self.lease: SimulatedLease | None = None
 
     def manager(self, services: Mapping[str, Service], plans: Mapping[str, PoolPlan]) -> Manager:
         """A new one for the pools of ``plans``, in their order, as after a start."""
@@ -154,6 +197,8 @@ class Stand:
             ledger=self.ledger,
             alarm=_ALARM,
             make_feed=_no_feed,
+            lease=self.lease,
+            budget=self.budget,
             lister=OneByOne(),
             clock=self._timeline.clock,
         )
@@ -162,12 +207,9 @@ class Stand:
         self, manager: Manager, services: Mapping[str, Service], plans: Mapping[str, PoolPlan]
     ) -> None:
         """The same one with other plans, as after a change of its file."""
-        kept = {keeper.pool: keeper for keeper in manager.keepers}
         keepers = []
         for name, plan in plans.items():
-            keeper = kept.get(name)
-            if keeper is None:
-                keeper = self._keeper(services[name], plan)
+            keeper = manager.keeper_of(name) or self._keeper(services[name], plan)
             keeper.config = _config(services[name], plan)
             keepers.append(keeper)
         manager.configure(keepers)
@@ -176,11 +218,14 @@ class Stand:
         pool = service.pool
         self.ledger.describe(Pool(pool, "simulated", "http://s", {}))
         queue = _queue(service)
+        backend: Backend = service
+        if self.lease is not None:
+            backend = LeasedBackend(service, self.lease)
         return PoolKeeper(
             pool=pool,
             config=_config(service, plan),
-            observer=Observer(self._client, service, pool, queue),
-            backend=service,
+            observer=Observer(self._client, backend, pool, queue),
+            backend=backend,
             launcher=Launcher(
                 "http://s",
                 WorkerOptions(),
@@ -191,6 +236,8 @@ class Stand:
             ledger=self.ledger,
             journal=SimulatedJournal(self._timeline, self._faults),
             alarm=_ALARM,
+            terms=plan.terms,
+            lease=self.lease,
             clock=self._timeline.clock,
         )
 
