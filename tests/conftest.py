@@ -65,6 +65,22 @@ def find_podman() -> Path | None:
     return Path(found) if found and shutil.which("docker") and os.geteuid() == 0 else None
 
 
+def find_terraform() -> Path | None:
+    """A mirror of Terraform's providers that has AWS's, beside a `terraform` to use it: where
+    TERRAFORM_MIRROR says, or where Terraform looks by itself, or below /opt."""
+    places = [
+        *(Path(place) for place in [os.environ.get("TERRAFORM_MIRROR")] if place),
+        Path.home() / ".terraform.d" / "plugins",
+        Path("/usr/local/share/terraform/plugins"),
+        Path("/usr/share/terraform/plugins"),
+        *sorted(Path("/opt").glob("*")),
+    ]
+    for place in places:
+        if (place / "registry.terraform.io" / "hashicorp" / "aws").is_dir():
+            return place if shutil.which("terraform") else None
+    return None
+
+
 ENGINES: dict[str, Callable[[], object]] = {
     "postgresql": find_postgresql,
     "docker": find_docker,
@@ -74,7 +90,13 @@ ENGINES: dict[str, Callable[[], object]] = {
     "slurm": find_slurm,
     "azure-description": find_azure_description,
     "codalab": find_codalab,
+    "terraform": find_terraform,
 }
+BROUGHT_ALONG = {
+    "terraform": "put it on PATH, and `terraform providers mirror` into TERRAFORM_MIRROR"
+}
+"""Engines that `make engines` cannot install, and what to do: left out by name wherever they are
+missing, also where REQUIRE_ENGINES says that the others are all there."""
 
 
 def pytest_configure() -> None:
@@ -91,9 +113,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             name = marker.args[0]
             if ENGINES[name]() is not None:
                 continue
-            if os.environ.get("REQUIRE_ENGINES"):
+            if os.environ.get("REQUIRE_ENGINES") and name not in BROUGHT_ALONG:
                 raise pytest.UsageError(f"{item.nodeid} needs {name}, which is not installed")
-            item.add_marker(pytest.mark.skip(reason=f"needs {name}: run `make engines`"))
+            remedy = BROUGHT_ALONG.get(name, "run `make engines`")
+            item.add_marker(pytest.mark.skip(reason=f"needs {name}: {remedy}"))
 
 
 @pytest.fixture(scope="session")
@@ -102,6 +125,14 @@ def azure_description() -> Path:
     file = find_azure_description()
     assert file is not None
     return file
+
+
+@pytest.fixture(scope="session")
+def terraform_mirror() -> Path:
+    """What `terraform init -plugin-dir` takes."""
+    mirror = find_terraform()
+    assert mirror is not None
+    return mirror
 
 
 @pytest.fixture(scope="session")

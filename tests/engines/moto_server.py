@@ -1,4 +1,5 @@
-"""moto as a server of its own, whose AWS Batch runs jobs as containers of the tests' engine.
+"""moto as a server of its own, whose AWS Batch runs jobs as containers of the tests' engine, if it
+is given one.
 
 What it does not do (5.2): hand secrets to a container, tell a child of an array its index, set the
 user and the limits of a container.
@@ -32,17 +33,22 @@ main(["-H", "127.0.0.1", "-p", "0"])
 class MotoServer:
     """``url`` answers from ``start`` to ``stop``."""
 
-    def __init__(self, directory: Path, engine: DockerEngine) -> None:
+    def __init__(self, directory: Path, engine: DockerEngine | None) -> None:
         self.url = ""
         self._log = directory / "moto.log"
-        self._engine = engine
+        self._engine_env = engine.env if engine else {}
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-u", "-c", PROGRAM],
-                env=os.environ | self._engine.env | {"MOTO_DOCKER_NETWORK_MODE": "host"},
+                env=os.environ
+                | self._engine_env
+                | {
+                    "MOTO_DOCKER_NETWORK_MODE": "host",
+                    "MOTO_IAM_LOAD_MANAGED_POLICIES": "true",
+                },
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
