@@ -72,12 +72,9 @@ def test_what_terraform_makes_in_aws_is_what_the_manager_needs_and_all_of_it_goe
     module.run("apply", "-auto-approve", "-input=false", "-parallelism=30", *variables)
     module.run("plan", "-detailed-exitcode", "-input=false", *variables)  # 2: there are changes
     outputs = module.outputs()["worker_manager"]
-    registry, _, tag = outputs["worker_image"].partition(":")
-    moto.client("ecr").put_image(
-        repositoryName=registry.partition("/")[2],
-        imageTag=tag,
-        imageManifest=IMAGE_MANIFEST,
-    )
+    address, _, tag = outputs["worker_image"].partition(":")
+    image = {"repositoryName": address.partition("/")[2]}
+    moto.client("ecr").put_image(**image, imageTag=tag, imageManifest=IMAGE_MANIFEST)
 
     # The home as the service's task makes it: with the mark that the roles name.
     (server.home.path / "owner").write_text(outputs["owner"] + "\n")
@@ -108,6 +105,8 @@ def test_what_terraform_makes_in_aws_is_what_the_manager_needs_and_all_of_it_goe
     described = moto.client("batch").describe_jobs(jobs=[job.id])["jobs"][0]
     assert described["statusReason"] == f"ended by worker-manager {outputs['owner']}"
 
+    # A repository goes when its images have gone.
+    moto.client("ecr").batch_delete_image(**image, imageIds=[{"imageTag": tag}])
     module.run("destroy", "-auto-approve", "-input=false", "-parallelism=30", *variables)
     batch = moto.client("batch")
     assert batch.describe_job_queues()["jobQueues"] == []
