@@ -57,11 +57,11 @@ class BrokenBackend(Invalid):
 
 OURS = (
     Entry("local-process", "backends.local_process", "Workers as processes of this machine."),
-    Entry("aws-batch", "backends.aws_batch", "Workers as jobs of AWS Batch."),
     Entry("local-docker", "backends.local_docker", "Workers as containers of this machine."),
+    Entry("slurm", "backends.slurm", "Workers as jobs of a Slurm cluster.", ("slurm-batch",)),
+    Entry("aws-batch", "backends.aws_batch", "Workers as jobs of AWS Batch."),
     Entry("azure-batch", "backends.azure_batch", "Workers as tasks of Azure Batch."),
     Entry("gcp-batch", "backends.gcp_batch", "Workers as tasks of GCP Batch."),
-    Entry("slurm", "backends.slurm", "Workers as jobs of a Slurm cluster.", ("slurm-batch",)),
 )
 
 

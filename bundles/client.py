@@ -60,6 +60,18 @@ class Change:
     worker: str | None = None
     reason: str = ""
 
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> Change:
+        return cls(
+            uuid=document["uuid"],
+            from_state=document["from"] or "",
+            to_state=document["to"],
+            time=document["time"],
+            claim=document.get("claim") or 0,
+            worker=document.get("worker"),
+            reason=document.get("reason") or "",
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Changes:
@@ -503,19 +515,16 @@ class Client:
         return Changes(
             cursor=document["meta"]["cursor"],
             reset=bool(document["meta"].get("reset")),
-            changes=tuple(
-                Change(
-                    uuid=change["uuid"],
-                    from_state=change["from"],
-                    to_state=change["to"],
-                    time=change["time"],
-                    claim=change.get("claim") or 0,
-                    worker=change.get("worker"),
-                    reason=change.get("reason") or "",
-                )
-                for change in document["data"]
-            ),
+            changes=tuple(map(Change.from_document, document["data"])),
         )
+
+    def history(self, uuid: str) -> list[Change]:
+        """The transitions of one bundle, the first 10,000 at most, oldest first (feature
+        `changes`)."""
+        document = self._json(
+            "GET", "changes", params=[("after", "0"), ("uuid", uuid), ("limit", "10000")]
+        )
+        return [Change.from_document(d) for d in document["data"] if d["uuid"] == uuid]
 
     # Contents
 
@@ -651,8 +660,11 @@ class Client:
         messages = reply if isinstance(reply, list) else [reply]
         return [message for message in messages if message]
 
-    def checkout(self, worker_id: str, session: str, reason: str) -> list[str]:
-        """Say that this worker leaves (feature `checkout`); returns the uuids staged again."""
+    def checkout(self, worker_id: str, session: str | None, reason: str) -> list[str]:
+        """Say that this worker leaves (feature `checkout`); returns the uuids staged again.
+
+        ``session`` None: a worker of ours is gone for good, and cannot say so itself.
+        """
         reply = self._json(
             "POST",
             f"workers/{quote(worker_id, safe='')}/checkout",

@@ -19,6 +19,9 @@ from manager.arguments import in_order
 
 OTHERS = {
     "status": "What the pools of this home have, and what was decided last.",
+    "doctor": "What stands in the way of a pool's first launch.",
+    "explain": "Why workers were launched or not, and what a bundle waits for.",
+    "replay": "What other settings would have decided over a journal.",
     "logs": "What a worker printed.",
     "terminate": "Ask workers to end.",
     "demo": "The main job on this machine, start to end: server, manager, workers.",
@@ -40,6 +43,18 @@ class Commands(click.Group):
             from manager.status import status_command
 
             return status_command()
+        if cmd_name == "doctor":
+            from manager.doctor import doctor_command
+
+            return doctor_command()
+        if cmd_name == "explain":
+            from manager.explain_command import explain_command
+
+            return explain_command()
+        if cmd_name == "replay":
+            from manager.replay_command import replay_command
+
+            return replay_command()
         if cmd_name in ("logs", "terminate"):
             from manager.workers import logs_command, terminate_command
 

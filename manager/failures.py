@@ -6,10 +6,10 @@ code that says it could not work. Pure; what the codes mean is in bundles.exits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from backends.base import Job, JobState, LaunchKey
+from backends.base import EndCause, Job, JobState, LaunchKey
 from bundles.exits import WorkerExit
 from manager.ledger import Launch, Outcome
 
@@ -18,6 +18,10 @@ LONGEST_HOLD_SECONDS = 300.0
 
 _NOT_FAILED = frozenset(
     {WorkerExit.FINISHED, WorkerExit.REPLACED, WorkerExit.TERMINATED, WorkerExit.PREEMPTED}
+)
+
+_NOBODYS_FAULT = frozenset(
+    {EndCause.PREEMPTED, EndCause.KILLED_BY_US, EndCause.KILLED_BY_OTHERS, EndCause.FINISHED}
 )
 
 _MEANINGS = {
@@ -41,11 +45,14 @@ class Hold:
     reason: str = ""
 
 
-def hold(recent: Sequence[Launch], jobs: Sequence[Job]) -> Hold:
+def hold(
+    recent: Sequence[Launch], jobs: Sequence[Job], undecided: Collection[LaunchKey] = ()
+) -> Hold:
     """The hold that the last launches (newest first) and their jobs call for.
 
     Every tick with nothing but failures since the last success doubles it; a worker that lived,
-    or lives, ends it. Failures of one tick count once, or a large pool would be held at once.
+    or lives, ends it; one of the ``undecided``, which has yet to come, says nothing. Failures of
+    one tick count once, or a large pool would be held at once.
     """
     by_key: dict[LaunchKey | None, Job] = {job.key: job for job in jobs}
     failures: list[tuple[float, str]] = []
@@ -53,7 +60,7 @@ def hold(recent: Sequence[Launch], jobs: Sequence[Job]) -> Hold:
     for launch in recent:
         failure = _failure(launch, by_key.get(launch.key))
         if failure is None:
-            if launch.outcome is Outcome.UNDONE:
+            if launch.outcome is Outcome.UNDONE or launch.key in undecided:
                 continue
             break
         failures.append(failure)
@@ -69,10 +76,16 @@ def _failure(launch: Launch, job: Job | None) -> tuple[float, str] | None:
     """When and why a launch failed; None when it did not, or not yet."""
     if launch.outcome is Outcome.REFUSED:
         return launch.requested, launch.error or "the backend refused"
-    ended, exit_code = launch.ended, launch.exit_code
+    ended, exit_code, cause, why = launch.ended, launch.exit_code, launch.cause, launch.why
     if job is not None and job.state is JobState.ENDED:
-        ended, exit_code = job.ended, job.exit_code
-    if ended is None or exit_code is None or exit_code in _NOT_FAILED or exit_code > 128:
+        ended, exit_code, cause, why = job.ended, job.exit_code, job.cause, job.why
+    if ended is None or cause in _NOBODYS_FAULT:
+        return None
+    if exit_code is None:
+        if cause not in (EndCause.FAILED, EndCause.OUT_OF_CAPACITY):
+            return None
+        return ended, f"{launch.key} never came to work: {why or cause}"
+    if exit_code in _NOT_FAILED or exit_code > 128:
         return None
     if exit_code == WorkerExit.FAILED and ended - launch.requested > LONGEST_HOLD_SECONDS:
         return None

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+FORMAT = 1
+"""Of a line, and in it. Lines of before there was one have none, and no ``config``."""
 MAX_BYTES = 4 * 1024**2
 KEPT_FILES = 3
 HEARTBEAT_SECONDS = 300.0
@@ -20,8 +22,9 @@ _TAIL_BYTES = 64 * 1024
 class Journal:
     """The journal of one pool, written by its manager alone.
 
-    Every line is `{"time", "pool", "snapshot", "decision", "results", "repeats"}`: ``repeats`` is
-    how many ticks alike went unwritten before this one.
+    Every line is `{"format", "time", "pool", "config", "snapshot", "decision", "results",
+    "repeats"}`: all that the decision was made of. ``repeats`` is how many ticks alike went
+    unwritten before this one.
     """
 
     def __init__(self, path: Path, pool: str, *, max_bytes: int = MAX_BYTES) -> None:
@@ -39,19 +42,23 @@ class Journal:
         decision: Mapping[str, Any] | None,
         results: Sequence[Mapping[str, Any]] = (),
         *,
+        config: Mapping[str, Any] | None = None,
         error: str = "",
     ) -> bool:
         """Write a tick; False when it was a repetition and left out. Raises OSError.
 
         A tick whose observation failed has no snapshot and no decision, but an ``error``.
         """
-        same = json.dumps([snapshot, decision and decision["launch"], error], sort_keys=True)
+        launch = decision and decision["launch"]
+        same = json.dumps([config, snapshot, launch, error], sort_keys=True)
         if not results and same == self._last and 0 <= now - self._last_time < HEARTBEAT_SECONDS:
             self._repeats += 1
             return False
         line: dict[str, Any] = {
+            "format": FORMAT,
             "time": round(now, 3),
             "pool": self._pool,
+            "config": config,
             "snapshot": snapshot,
             "decision": decision,
             "results": list(results),

@@ -16,9 +16,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from backends.base import Job, JobState, LaunchKey
+from backends.base import EndCause, Job, JobState, LaunchKey
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 BUSY_SECONDS = 10.0
 KEPT_SECONDS = 30 * 86400.0
 """Launches that ended longer ago are forgotten."""
@@ -43,11 +43,15 @@ CREATE TABLE launch (
     error TEXT,
     ended REAL,
     exit_code INTEGER,
-    why TEXT
+    why TEXT,
+    cause TEXT                    -- backends.base.EndCause
 );
 CREATE INDEX launch_open ON launch (pool) WHERE outcome IS NULL;
 CREATE INDEX launch_by_sequence ON launch (pool, sequence);
 """
+
+_MIGRATIONS = {1: "ALTER TABLE launch ADD COLUMN cause TEXT"}
+"""From each earlier version to the next."""
 
 
 class Outcome(StrEnum):
@@ -72,6 +76,7 @@ class Launch:
     ended: float | None = None
     exit_code: int | None = None
     why: str | None = None
+    cause: EndCause | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,10 +145,20 @@ class Ledger:
                 for statement in _SCHEMA.split(";\n"):
                     if statement.strip():
                         self._database.execute(statement)
+            for earlier in range(max(version, 1), SCHEMA_VERSION):
+                if version:
+                    self._database.execute(_MIGRATIONS[earlier])
+            if version < SCHEMA_VERSION:
                 self._database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     def _transaction(self) -> _Transaction:
         return _Transaction(self._database)
+
+    def check(self) -> None:
+        """Raises sqlite3.DatabaseError when the file is damaged."""
+        found = self._rows("PRAGMA quick_check(1)")[0][0]
+        if found != "ok":
+            raise sqlite3.DatabaseError(f"it is damaged: {found}")
 
     # Pools
 
@@ -233,19 +248,26 @@ class Ledger:
         news = [job for job in ended if str(job.key) in open_keys]
         if news:
             self._write_ends(
-                [(job.ended or self._clock(), job.exit_code, job.why, str(job.key)) for job in news]
+                [
+                    (job.ended or self._clock(), job.exit_code, job.why, job.cause, str(job.key))
+                    for job in news
+                ]
             )
         return news
 
     def record_missing(self, pool: str, keys: Iterable[LaunchKey]) -> None:
         """Write down that launched jobs left the backend's list without a word."""
         now = self._clock()
-        self._write_ends([(now, None, "no longer listed", str(key)) for key in keys])
+        self._write_ends(
+            [(now, None, "no longer listed", EndCause.UNKNOWN, str(key)) for key in keys]
+        )
 
-    def _write_ends(self, ends: Sequence[tuple[float, int | None, str, str]]) -> None:
+    def _write_ends(
+        self, ends: Sequence[tuple[float, int | None, str, EndCause | None, str]]
+    ) -> None:
         with self._transaction():
             self._database.executemany(
-                "UPDATE launch SET ended = ?, exit_code = ?, why = ? WHERE key = ?", ends
+                "UPDATE launch SET ended = ?, exit_code = ?, why = ?, cause = ? WHERE key = ?", ends
             )
 
     def unsettled(self, pool: str) -> list[Launch]:
@@ -307,6 +329,8 @@ def _launch(row: sqlite3.Row) -> Launch:
         ended=row["ended"],
         exit_code=row["exit_code"],
         why=row["why"],
+        # One who only reads may meet a ledger of an earlier version.
+        cause=EndCause(cause) if (cause := dict(row).get("cause")) else None,
     )
 
 

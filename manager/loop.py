@@ -30,7 +30,8 @@ from backends.base import (
     Throttled,
     Unreachable,
 )
-from bundles.errors import BundlesError, NotAuthenticated
+from bundles.errors import BundlesError, Conflict, NotAuthenticated, NotPermitted
+from bundles.exits import WorkerExit
 from bundles.home import PASSWORD_VARIABLE, TOKEN_VARIABLE, USER_VARIABLE, Credentials
 from manager.alarm import Alarm, Stopped
 from manager.command import WorkerOptions, worker_command
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 SETTLE_SECONDS = 0.1
 """After news of staged bundles, idle workers get this long to take them, and more news to come."""
 LONGEST_BACKOFF_SECONDS = 60.0
+ENDS_TOLD_AGAIN = 50
 REFUSALS_BEFORE_LEAVING = 2
 """So many times in a row a server that took our credentials before may refuse them: a password
 buys a new token. One that never took them is left at once."""
@@ -134,9 +136,14 @@ class PoolManager:
     _throttled_until: float = 0.0
     _failed_workers: int = 0
     _surplus_since: float | None = None
+    _untold: dict[str, str] = field(default_factory=dict)
+    """Workers whose jobs have ended, and why: the server has yet to hear of it."""
     _ending: set[str] = field(default_factory=set)
     _kept: set[str] = field(default_factory=set)
     """Jobs that cannot be ended by themselves."""
+
+    def __post_init__(self) -> None:
+        self._recall_ends()
 
     # One tick
 
@@ -186,7 +193,9 @@ class PoolManager:
     ) -> None:
         """A line in the journal. What was done stays done when it cannot be written, said once."""
         try:
-            self.journal.write(now, snapshot, decision, results, error=error)
+            self.journal.write(
+                now, snapshot, decision, results, config=self.config.to_document(), error=error
+            )
             self._journal_fails = False
         except OSError as failure:
             if not self._journal_fails:
@@ -211,6 +220,8 @@ class PoolManager:
             self.ledger.settle_all(outcomes)
         for job in self.ledger.record_ends(observation.jobs):
             log.info("%s", _farewell(job))
+            if job.exit_code != WorkerExit.FINISHED:  # who left well has said so itself
+                self._untold[job.worker_id] = _farewell(job)
             self._failed_workers += job.cause is EndCause.FAILED
         if self.failures_allowed is not None and self._failed_workers > self.failures_allowed:
             raise TooManyFailed(
@@ -224,6 +235,32 @@ class PoolManager:
         ]
         if missing:
             self.ledger.record_missing(self.pool, missing)
+        self._tell_of_ends()
+
+    def _recall_ends(self) -> None:
+        """Ends that the last manager may have written down and not told of."""
+        for launch in self.ledger.recent(self.pool, ENDS_TOLD_AGAIN):
+            is_over = launch.ended is not None and launch.cause is not None
+            if is_over and launch.exit_code != WorkerExit.FINISHED:
+                self._untold[str(launch.key)] = f"{launch.key} ended: {launch.why}"
+
+    def _tell_of_ends(self) -> None:
+        """Have the server stage again what workers had that did not leave by themselves.
+
+        Raises BundlesError when it does not answer; what it did not hear is told again.
+        """
+        if "checkout" not in self.client.features:
+            return
+        for worker_id, why in list(self._untold.items()):
+            with self.alarm.interruptible():
+                try:
+                    restaged = self.client.checkout(worker_id, None, why)
+                except (NotPermitted, Conflict) as error:  # not a worker of this user
+                    log.debug("%s is not checked out: %s", worker_id, error)
+                    restaged = []
+            del self._untold[worker_id]
+            if restaged:
+                log.info("%s of %s staged again", count(len(restaged), "bundle"), worker_id)
 
     def _act(self, decision: Decision) -> list[dict[str, Any]]:
         """Carry the decision out; returns what came of it, for the journal."""

@@ -66,15 +66,16 @@ class Observer:
     ) -> Observation:
         """``ending``: the ids of jobs that were asked to end. Raises BundlesError, BackendError,
         or sqlite3.Error when anything could not be read."""
-        demand, unfit = self._staged()
+        demand, unfit = self.staged()
         jobs = self.backend.list_jobs()
         living = [job for job in jobs if job.state is not JobState.ENDED]
         unsettled = ledger.unsettled(self.pool) if ledger else []
         recent = ledger.recent(self.pool, RECENT_LAUNCHES) if ledger else []
-        failed: Hold = hold(recent, jobs)
         staying = [job for job in living if job.id not in ending]
         free = self._learn(staying, now, is_anything_staged=bool(demand))
         pending = sum(self._is_pending(job, now) for job in staying)
+        coming = {job.key for job in living if job.key and self._is_pending(job, now)}
+        failed: Hold = hold(recent, jobs, coming | {launch.key for launch in unsettled})
         waiting = sorted(
             (job for job in staying if job.state is JobState.PENDING),
             key=lambda job: (job.created, job.id),
@@ -97,7 +98,7 @@ class Observer:
 
     # The queue
 
-    def _staged(self) -> tuple[dict[Need, int], int]:
+    def staged(self) -> tuple[dict[Need, int], int]:
         """The staged bundles that fit a worker of this pool, and how many do not."""
         keywords = self.queue.keywords(root=self._is_root())
         counted: list[tuple[Resources | None, int]]

@@ -12,13 +12,14 @@ its own, and no worker has room left, the answer is CodaLab's, asked until it is
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from manager.capacity import (
     Demand,
     Offer,
+    Room,
     Shelf,
     coarse_demand,
     coarse_offers,
@@ -44,6 +45,27 @@ class PoolConfig:
     min_workers: int = 1
     max_workers: int = 10
     min_seconds_between_workers: float = 0.0
+
+    def to_document(self) -> dict[str, Any]:
+        """JSON: the shape as [gpus, cpus, memory bytes, disk bytes, tag, exclusive]."""
+        shape = self.shape
+        return {
+            "shape": [*shape.room, shape.tag, shape.tag_exclusive],
+            "min_workers": self.min_workers,
+            "max_workers": self.max_workers,
+            "min_seconds_between_workers": self.min_seconds_between_workers,
+        }
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> PoolConfig:
+        """What ``to_document`` wrote. Raises KeyError, TypeError or ValueError."""
+        *room, tag, tag_exclusive = document["shape"]
+        return cls(
+            shape=Offer(Room(*room), tag, tag_exclusive),
+            min_workers=document["min_workers"],
+            max_workers=document["max_workers"],
+            min_seconds_between_workers=document["min_seconds_between_workers"],
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +101,15 @@ class Decision:
                 for reason in self.reasons
             ],
         }
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> Decision:
+        """What ``to_document`` wrote. Raises KeyError, TypeError or ValueError."""
+        return cls(
+            launch=document["launch"],
+            end=tuple(document["end"]),
+            reasons=tuple(Reason(**reason) for reason in document["reasons"]),
+        )
 
     def summary(self) -> str:
         """One sentence: what is decided and what decided it."""

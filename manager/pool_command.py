@@ -82,15 +82,7 @@ class Pool:
 
     @property
     def queue(self) -> QueueConfig:
-        return QueueConfig(
-            cpus=self.resources.cpus,
-            gpus=self.resources.gpus,
-            memory_bytes=self.resources.memory_bytes,
-            search=self.settings["search"],
-            tag=self.worker.tag,
-            tag_exclusive=self.worker.tag_exclusive,
-            prefilter=not self.settings["no_prefilter"],
-        )
+        return QueueConfig.from_settings(self.settings)
 
     @property
     def config(self) -> PoolConfig:
@@ -110,6 +102,21 @@ class Pool:
 def pool_command(backend_name: str) -> click.Command:
     """The command of one backend, with the common options and its own."""
     entry = registry.find(backend_name)
+
+    def run(**settings: Any) -> int:
+        return _run(entry.name, settings)
+
+    return click.Command(
+        backend_name,
+        params=[*every_option(entry)],
+        callback=run,
+        help=f"{entry.summary}\n\nOptions may stand on either side of the backend's name.",
+        short_help=entry.summary,
+    )
+
+
+def every_option(entry: registry.Entry) -> list[click.Option]:
+    """The options of a backend, and those of every pool. Raises BrokenBackend."""
     own = registry.load(entry.name).options()
     common = pool_options()
     taken = {option.name for option in common} & {option.name for option in own}
@@ -119,16 +126,7 @@ def pool_command(backend_name: str) -> click.Command:
             f"the backend {entry.name} has options that every pool has already: {names}"
         )
 
-    def run(**settings: Any) -> int:
-        return _run(entry.name, settings)
-
-    return click.Command(
-        backend_name,
-        params=[*own, *common],
-        callback=run,
-        help=f"{entry.summary}\n\nOptions may stand on either side of the backend's name.",
-        short_help=entry.summary,
-    )
+    return [*own, *common]
 
 
 def _run(backend_name: str, settings: dict[str, Any]) -> int:
@@ -149,6 +147,23 @@ def _pool(backend_name: str, settings: dict[str, Any]) -> Pool:
     check_together(settings)
     home = Home.find(settings["home"])
     server = find_server(settings["server"], home)
+    worker = worker_of(settings)
+    password_file = settings["password_file"]
+    return Pool(
+        name=settings["pool"] or default_pool(backend_name, server, home),
+        backend_name=backend_name,
+        server=server,
+        credentials=(
+            read_password_file(password_file) if password_file else find_credentials(server, home)
+        ),
+        installation=Installation(home),
+        worker=worker,
+        settings=settings,
+    )
+
+
+def worker_of(settings: Mapping[str, Any]) -> WorkerOptions:
+    """What the options say of every worker. Raises UsageError."""
     worker = WorkerOptions(
         executable=settings["worker_executable"],
         tag=settings["worker_tag"],
@@ -172,18 +187,7 @@ def _pool(backend_name: str, settings: dict[str, Any]) -> Pool:
         raise click.UsageError(
             f"--worker-executable {worker.executable!r} is not a command: {error}"
         ) from error
-    password_file = settings["password_file"]
-    return Pool(
-        name=settings["pool"] or default_pool(backend_name, server, home),
-        backend_name=backend_name,
-        server=server,
-        credentials=(
-            read_password_file(password_file) if password_file else find_credentials(server, home)
-        ),
-        installation=Installation(home),
-        worker=worker,
-        settings=settings,
-    )
+    return worker
 
 
 # --plan

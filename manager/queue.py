@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from bundles.model import Resources, queue_tag
 from manager.capacity import UNBOUNDED, Need, Offer, Room
@@ -23,6 +25,19 @@ class QueueConfig:
     tag: str | None = None
     tag_exclusive: bool = False
     prefilter: bool = True
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> QueueConfig:
+        """From the options of a pool, as given or as the ledger keeps them."""
+        return cls(
+            cpus=settings["cpus"],
+            gpus=settings["gpus"],
+            memory_bytes=settings["memory_mb"] * 1024**2,
+            search=tuple(settings["search"]),
+            tag=settings["worker_tag"],
+            tag_exclusive=settings["worker_tag_exclusive"],
+            prefilter=not settings["no_prefilter"],
+        )
 
     def keywords(self, *, root: bool) -> list[str]:
         """CodaLab's search for the staged bundles of this pool; root's workers run everybody's."""

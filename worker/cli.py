@@ -6,16 +6,19 @@ Nothing heavy is imported before the options are read: `--help` answers at once.
 from __future__ import annotations
 
 import fcntl
+import glob
 import logging
 import os
 import re
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
+from urllib.parse import quote, unquote
 
 import click
 
@@ -103,7 +106,7 @@ def _identity(context: click.Context, parameter: click.Parameter, text: str | No
     callback=_identity,
     metavar="ID",
     help="Name of this worker; started again with the same one and the same directory it carries "
-    "on with its runs.  [default: HOST(PID)]",
+    "on with its runs.  [default: HOST(PID), or of such a one that left runs in the directory]",
 )
 @click.option("--tag", callback=_tag, help="Take bundles of this queue too.")
 @click.option("--tag-exclusive", is_flag=True, help="With --tag: take bundles of that queue only.")
@@ -285,15 +288,15 @@ def _serve(options: dict[str, Any]) -> int:
         credentials = find_credentials(server, home)
     from worker.fitness import directory_fault
 
-    if options["worker_id"] is None:
-        once = options["once"]
-        options["worker_id"] = f"once-{once}" if once else f"{socket.gethostname()}({os.getpid()})"
-
-    settings = _settings(options)
     _keep_descriptors_from_runs()
+    lock = None
     try:
-        settings.runs_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = _take_lock(settings.lock_path)
+        for worker_id in _names(options):
+            settings = _settings({**options, "worker_id": worker_id})
+            settings.runs_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock = _take_lock(settings.lock_path)
+            if lock is not None:
+                break
     except OSError as error:
         click.echo(
             f"bundle-worker: the work directory {settings.work_directory} cannot be used "
@@ -368,18 +371,39 @@ def _serve(options: dict[str, Any]) -> int:
     return code
 
 
+def _names(options: dict[str, Any]) -> Iterator[str]:
+    """Who this worker may be; the first that nobody is. Whoever gives no id cannot give the same
+    one again: what such a worker of this host left is carried on with."""
+    if options["worker_id"] is not None:
+        yield options["worker_id"]
+    elif options["once"] is not None:
+        yield f"once-{options['once']}"
+    else:
+        host = socket.gethostname()
+        mine = f"workers/{glob.escape(quote(host))}(*)"
+        for place in sorted(options["work_dir"].glob(mine)):
+            with suppress(OSError):  # it may be another user's, or go away just now
+                if any((place / "runs").iterdir()) and not _is_held(place / "lock"):
+                    yield unquote(place.name)
+        yield f"{host}({os.getpid()})"
+
+
 def _has_neighbours(settings: Settings) -> bool:
     """Whether other workers of the directory live: the machine is theirs, too."""
     for path in settings.work_directory.glob("workers/*/lock"):
-        if path == settings.lock_path:
-            continue
+        with suppress(OSError):
+            if path != settings.lock_path and _is_held(path):
+                return True
+    return False
+
+
+def _is_held(lock: Path) -> bool:
+    """Whether a worker lives that has this lock. Raises OSError when that cannot be known."""
+    with lock.open() as file:
         try:
-            with path.open() as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
-        except OSError:
-            continue
     return False
 
 

@@ -154,7 +154,11 @@ class Departure:
                 GIVE_BACK_SECONDS, partial(self._check_out, self._reason, self._code)
             )
         else:
-            log.info("leaving %d runs as they are: start this worker again", len(self._runs.held))
+            log.info(
+                "leaving %d runs as they are: start this worker again over %s to go on with them",
+                len(self._runs.held),
+                self._settings.work_directory,
+            )
             self.say_last_words(WorkerExit.TERMINATED)
 
     def say_last_words(self, code: WorkerExit) -> None:

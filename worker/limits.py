@@ -45,8 +45,8 @@ def out_of_memory(resources: Resources) -> str:
 
 
 def disk_exceeded(resources: Resources, disk_bytes: int) -> str | None:
-    """The sentence for a run whose directory grew too large."""
+    """The sentence for a run whose directory grew too large. The `b` is CodaLab's."""
     limit = resources.disk_bytes
     if limit <= 0 or disk_bytes <= limit:
         return None
-    return f"Disk limit {format_size(limit)} exceeded. (It used {format_size(disk_bytes)})"
+    return f"Disk limit {format_size(limit)}b exceeded. (It used {format_size(disk_bytes)})"

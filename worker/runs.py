@@ -144,6 +144,7 @@ class Runs:
     def prepare(self, held: Held) -> None:
         """Get what the run needs, and start it."""
         self.concerned = held
+        self._refresh_later()
         self._preparation.begin(held)
 
     def find(self, uuid: str, claim: int | None) -> Held | None:
@@ -278,18 +279,19 @@ class Runs:
 
     def _began(self, held: Held) -> None:
         self._watch.begin(held)
+        self._refresh_later()
+
+    def _refresh_later(self) -> None:
         if self._refreshing is None:
             self._refreshing = self._loop.call_later(
                 self._settings.checkin_frequency_seconds, self._refresh
             )
 
     def _refresh(self) -> None:
-        """Figures of what runs, while anything does."""
+        """Figures of what runs, and how far the others are, while there is any."""
         self._refreshing = None
         if self.held:
-            self._refreshing = self._loop.call_later(
-                self._settings.checkin_frequency_seconds, self._refresh
-            )
+            self._refresh_later()
             self._reporter.refresh()
 
     def _stop(self, held: Held) -> None:
@@ -378,6 +380,7 @@ class Runs:
             self._uploads.submit(partial(shared.leave, held.directory, exclude), done)
             return
         held.sending = Sending()
+        self._refresh_later()
         self._uploads.submit(
             partial(
                 upload,

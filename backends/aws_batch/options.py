@@ -26,6 +26,8 @@ _SHARE_PATTERN = re.compile(r"[A-Za-z0-9]{1,255}\*?")
 
 LEAST_TIMEOUT_SECONDS = 60
 """What Batch takes (botocore: JobTimeout)."""
+LEAST_MEMORY_MB = 4
+"""What Batch takes (botocore: ResourceRequirement)."""
 
 
 def options() -> list[click.Option]:
@@ -157,6 +159,8 @@ class AwsSettings:
             "the ARN of a secret: arn:aws:secretsmanager:REGION:ACCOUNT:secret:NAME",
         )
         _check("--share-identifier", read.share_identifier, _SHARE_PATTERN, "letters and digits")
+        if read.memory_mb < LEAST_MEMORY_MB:
+            raise Invalid(f"--memory-mb {read.memory_mb} is too little: {LEAST_MEMORY_MB} or more")
         if read.endpoint is not None:
             _check_endpoint(read.endpoint)
         return read

@@ -119,7 +119,9 @@ def _whole(cluster: Cluster, submission: Sequence[str]) -> Finding:
             raise slurm_error(doing, answer.said)
     except BackendError as error:
         option = _OPTION.search(str(error))
-        subject = option[0] if option else "the job"
-        return Finding(subject, str(error), error, "give what the cluster has: see `sinfo`")
+        told, _, hint = str(error).partition("; ")
+        return Finding(
+            option[0] if option else "the job", told, error, hint or "see `sinfo` and `sacctmgr`"
+        )
     sentence = answer.said.strip().removeprefix("sbatch: ")
     return Finding("the job", f"Slurm would take it: {sentence}")

@@ -173,7 +173,7 @@ def _patiently(
 
 
 def _missing(program: str) -> Invalid:
-    return Invalid(f"there is no {program} on PATH: run this where Slurm's commands are installed")
+    return Invalid(f"there is no {program} on PATH, which Slurm's jobs need")
 
 
 def _start_error(doing: str, program: str, error: OSError) -> BackendError:

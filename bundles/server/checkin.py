@@ -85,16 +85,21 @@ def check_in(
 def check_out(books: Books, caller: Caller, worker_id: str, said: Checkout) -> list[str]:
     """The worker leaves: its bundles are staged again. Returns their uuids.
 
-    Raises Conflict when the session is not the worker's present one.
+    Without a session its owner says so of it, who knows that it will not come back.
+    Raises Conflict when the session is not the worker's present one, NotPermitted when a worker
+    says it of another.
     """
     worker = _known_worker(books, worker_id)
     if worker is None:
         return []  # gone already: the reply to the first check-out was lost
     _check_owner(caller, worker)
-    if worker.session != said.session:
+    if said.session is None and caller.is_worker:
+        raise NotPermitted("a worker checks itself out, by its session")
+    if said.session is not None and worker.session != said.session:
         raise Conflict(f"worker {worker_id} was taken over by another session")
     reason = f"worker {worker_id} left" + (f" ({said.reason})" if said.reason else "")
-    books.retire(worker_id, said.session)
+    if worker.session is not None:
+        books.retire(worker_id, worker.session)
     return books.lose_worker(worker, restage=True, reason=reason)
 
 

@@ -176,15 +176,22 @@ def shapes(
 
 
 def transitions(
-    connection: Connection, caller: Caller, after: int, states: Sequence[str], limit: int
+    connection: Connection,
+    caller: Caller,
+    after: int,
+    states: Sequence[str],
+    limit: int,
+    uuid: str | None = None,
 ) -> list[Mapping[str, Any]]:
-    """Those after a cursor that the caller may see, oldest first."""
+    """Those after a cursor that the caller may see, oldest first; of one bundle, or of all."""
     table = schema.transition.c
     query = select(schema.transition).where(table.id > after).order_by(table.id).limit(limit)
     if not caller.is_root:
         query = query.where(table.owner_id == caller.id)
     if states:
         query = query.where(table.to_state.in_(states))
+    if uuid is not None:
+        query = query.where(table.uuid == uuid)
     return [as_mapping(row) for row in connection.execute(query)]
 
 

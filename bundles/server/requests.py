@@ -83,7 +83,7 @@ class Checkin(Document):
 
 
 class Checkout(Document):
-    session: str
+    session: str | None = None
     reason: str = ""
 
 

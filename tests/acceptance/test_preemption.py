@@ -46,20 +46,22 @@ def test_what_ends_in_time_is_uploaded_and_the_rest_is_given_back(
     assert worker.left_files() == []
 
 
-def test_an_upload_that_is_under_way_ends_if_the_time_is_enough(
+def test_an_upload_that_is_under_way_has_longer_than_a_run(
     script: ScriptedServer, worker: WorkerProcess
 ) -> None:
     slow, stuck = threading.Event(), threading.Event()
     with contextlib.closing(Ec2()) as ec2:
         endpoint = {"AWS_EC2_METADATA_SERVICE_ENDPOINT": f"http://{ec2.host}"}
-        worker.start("--cpus", "2", *OFTEN, env=endpoint)
+        worker.start("--cpus", "3", *OFTEN, env=endpoint)
+        long = script.run("sleep 1000")
+        script.until_state(long, "running")
         uuids = []
         for hold in (slow, stuck):
             fault = script.fault("upload", Fault(hold=hold))
             uuids.append(script.run("echo out"))
             script.until(fault.met.is_set)
-        ec2.interrupt(4.0)
-        script.until(lambda: script.checkins[-1]["is_terminating"])
+        ec2.interrupt(9.0)
+        script.until_state(long, "staged")
         slow.set()
         assert script.until_over(uuids[0])["exitcode"] == 0
         script.until_state(uuids[1], "staged")

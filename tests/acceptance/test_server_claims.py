@@ -239,6 +239,52 @@ def test_a_worker_that_checks_out_gives_everything_back(client: Client) -> None:
     assert worker.leave("idle") == []
 
 
+def test_the_owner_of_a_worker_that_is_gone_for_good_gives_its_bundles_back(
+    server: Server, client: Client
+) -> None:
+    add_user(client, "ann")
+    worker = WireWorker(client)
+    uuid = run(client)
+    message = worker.take()
+    with user(server, "ann") as ann, pytest.raises(NotPermitted):
+        ann.checkout(worker.worker_id, None, "mine now")
+    with (
+        Client(server.url, Credentials(token=client.worker_token())) as another,
+        pytest.raises(NotPermitted),
+    ):
+        another.checkout(worker.worker_id, None, "a worker of the same user")
+    assert client.bundle(uuid).state != "staged"
+    assert client.checkout(worker.worker_id, None, "its job has ended") == [uuid]
+    assert client.checkout(worker.worker_id, None, "its job has ended") == []
+    other = WireWorker(client, "other")
+    taken = other.take()
+    assert taken["claim"] == 2
+    # It lives all the same: nothing of it counts any more.
+    with pytest.raises(Conflict):
+        worker.say(worker.run(message, "running"))
+    with pytest.raises(Conflict):
+        client.upload(uuid, b"late", filename="x", claim=1)
+    other.finish(taken)
+    assert client.bundle(uuid).state == "ready"
+
+
+def test_a_bundle_whose_worker_is_offline_goes_on_when_its_owner_says_it_is_gone(
+    tmp_path: Path,
+) -> None:
+    server = Server(tmp_path)
+    server.start("--worker-timeout-seconds", "1")
+    try:
+        with server.client() as client:
+            worker = WireWorker(client)
+            uuid = run(client)
+            worker.take()
+            wait_for(client, uuid, State.WORKER_OFFLINE)
+            assert client.checkout(worker.worker_id, None, "its job has ended") == [uuid]
+            assert client.bundle(uuid).state == "staged"
+    finally:
+        server.stop()
+
+
 def test_what_a_worker_has_left_over_of_a_deleted_bundle_is_revoked(client: Client) -> None:
     worker = WireWorker(client)
     uuid = run(client)

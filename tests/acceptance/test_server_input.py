@@ -195,6 +195,16 @@ def test_the_feed_tells_each_change_once_in_order(http: httpx.Client) -> None:
     assert [change["to"] for change in staged] == ["staged"] * 5
 
 
+def test_the_feed_tells_the_life_of_one_bundle_and_no_other(http: httpx.Client) -> None:
+    post(http, *[run() for _ in range(3)])
+    every = http.get("changes?after=0").json()["data"]
+    uuid = every[-1]["uuid"]
+    life = http.get(f"changes?after=0&uuid={uuid}").json()["data"]
+    assert life == [change for change in every if change["uuid"] == uuid]
+    assert [change["to"] for change in life] == ["created", "staged"]
+    assert http.get("changes?after=0&uuid=0x0").json()["data"] == []
+
+
 @pytest.mark.parametrize(
     "header", [None, "Bearer wrong", "Basic YTpi", "Bearer", "nonsense"], ids=str
 )

@@ -143,9 +143,9 @@ def test_limits_of_time_memory_and_disk_are_enforced_and_reported(
     large = script.run("yes > file", disk=10 * 1024**2)
     assert script.until_over(slow)["failure_message"].startswith("Time limit exceeded")
     assert script.until_over(greedy)["failure_message"].startswith("Memory limit 40m exceeded")
-    assert script.until_over(large)["failure_message"].startswith("Disk limit 10m exceeded")
+    assert script.until_over(large)["failure_message"].startswith("Disk limit 10mb exceeded")
     quick = script.run("head -c 20m /dev/zero > file", disk=10 * 1024**2)
-    assert script.until_over(quick)["failure_message"].startswith("Disk limit 10m exceeded")
+    assert script.until_over(quick)["failure_message"].startswith("Disk limit 10mb exceeded")
     assert worker.strays() == []
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from leftovers import nothing_left
 from scripted_server import ScriptedServer
 from worker_process import WorkerProcess
@@ -61,3 +63,13 @@ def test_directories_without_any_right_come_back_and_go(
     uuid = script.run("mkdir -p a/b; echo x > a/b/c; chmod 0 a/b/c a/b a; chmod 0 .")
     assert finish(script, worker, uuid)["exitcode"] == 0
     assert script.files(uuid)["a/b/c"] == b"x\n"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_files_of_other_owners_come_back_and_go(
+    script: ScriptedServer, worker: WorkerProcess
+) -> None:
+    worker.start()
+    uuid = script.run("mkdir d; echo x > d/f; chmod 600 d/f; chmod 700 d; chown -R 4711:4711 d .")
+    assert finish(script, worker, uuid)["exitcode"] == 0
+    assert script.files(uuid)["d/f"] == b"x\n"

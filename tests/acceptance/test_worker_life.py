@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 import signal
+import threading
 from pathlib import Path
 
 import orjson
-from scripted_server import ScriptedServer
+import pytest
+from managing import eventually
+from scripted_server import Content, Fault, ScriptedServer
 from worker_process import Gate, WorkerProcess
 
 from bundles.exits import WorkerExit
+from bundles.model import new_uuid
+from worker.runtimes.choice import APPTAINERS
 
 HOUR = 3600.0
 
@@ -131,3 +138,61 @@ def test_a_time_limit_is_kept_over_a_restart_whatever_the_clock_says(
     assert script.runs[uuid]["container_time_total"] < HOUR
     gate.open()
     assert script.until_over(uuid)["failure_message"] is None
+
+
+def test_how_far_a_run_is_that_only_prepares_is_reported_again_and_again(
+    script: ScriptedServer, worker: WorkerProcess
+) -> None:
+    file = new_uuid()
+    script.contents[(file, "")] = Content(b"F")
+    fault = script.fault("download", Fault(hold=threading.Event()))
+    worker.start("--checkin-frequency-seconds", "0.2")
+    uuid = script.run("cat f", dependencies=[("f", file, "")])
+    script.until(fault.met.is_set)
+    script.until_state(uuid, "preparing")
+    before = len(script.checkins)
+    script.until(lambda: len(script.checkins) > before + 3)
+    assert fault.hold is not None
+    fault.hold.set()
+    assert script.until_over(uuid)["exitcode"] == 0
+
+
+@pytest.mark.skipif(any(map(shutil.which, APPTAINERS)), reason="apptainer would be taken")
+def test_where_no_engine_answers_auto_runs_bundles_as_processes(
+    script: ScriptedServer, worker: WorkerProcess, tmp_path: Path
+) -> None:
+    worker.env |= {"DOCKER_HOST": f"unix://{tmp_path}/nothing"}
+    worker.start("--runtime", "auto")
+    uuid = script.run("echo ran", docker_image="localhost/no-such-image:9")
+    assert script.until_over(uuid)["exitcode"] == 0
+    assert "bundles run as processes: no docker engine answers at" in worker.log
+
+
+def test_without_an_id_it_carries_on_with_what_such_a_worker_has_left(
+    script: ScriptedServer, worker: WorkerProcess, tmp_path: Path
+) -> None:
+    gate = Gate(tmp_path / "gate")
+    worker.worker_id = ""
+    worker.start()
+    uuid = script.run(f"echo ran >> ran; read line < {gate.path}")
+    script.until_state(uuid, "running")
+    names = worker.work_directory / "workers"
+    (first,) = names.iterdir()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    other = WorkerProcess(elsewhere, "http://127.0.0.1:9", worker_id="")
+    with contextlib.closing(other) as neighbour:
+        neighbour.work_directory = worker.work_directory
+        neighbour.start()
+        eventually(lambda: len([*names.glob("*/lock")]) == 2, "what a live one has is not taken")
+        neighbour.kill()
+    assert worker.stop(signal.SIGINT) == WorkerExit.TERMINATED
+    before = len(script.checkins)
+    worker.start()
+    script.until(lambda: len(script.checkins) > before)
+    assert [run["state"] for run in script.checkins[-1]["runs"]] == ["running"]
+    gate.open()
+    assert script.until_over(uuid)["exitcode"] == 0
+    assert script.files(uuid)["ran"] == b"ran\n"
+    assert worker.stop() == WorkerExit.FINISHED
+    assert not first.exists()

@@ -29,7 +29,8 @@ class Gate:
 
 
 class WorkerProcess:
-    """Starts, kills and starts again one worker. ``close`` leaves no process of it behind."""
+    """Starts, kills and starts again one worker. ``close`` leaves no process of it behind. An
+    empty ``worker_id``: it is given none."""
 
     def __init__(self, directory: Path, url: str, *, worker_id: str = "w1") -> None:
         self.directory = directory
@@ -52,7 +53,8 @@ class WorkerProcess:
                 [
                     *(sys.executable, "-m", "worker", "--server", self.url, "--verbose"),
                     *("--runtime", "process", "--sandbox", self.sandbox),
-                    *("--work-dir", str(self.work_directory), "--id", self.worker_id),
+                    *("--work-dir", str(self.work_directory)),
+                    *(("--id", self.worker_id) if self.worker_id else ()),
                     *options,
                 ],
                 env={**self.env, **(env or {})},

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import secrets
 import shutil
 import signal
@@ -109,17 +110,17 @@ StorageLoc=slurm_acct_db
 
 
 def free_ports(number: int) -> int:
-    """The first of ``number`` consecutive ports that nothing listens on."""
+    """The first of ``number`` consecutive ports that nothing listens on: below those from which the
+    kernel takes one for whoever connects, between our looking and our listening."""
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     while True:
+        first = random.randrange(10_000, lowest - number)
         with contextlib.ExitStack() as stack:
-            probe = stack.enter_context(socket.socket())
-            probe.bind(("127.0.0.1", 0))
-            first: int = probe.getsockname()[1]
             try:
-                for port in range(first + 1, first + number):
-                    other = stack.enter_context(socket.socket())
-                    other.bind(("127.0.0.1", port))
-            except (OSError, OverflowError):
+                for port in range(first, first + number):
+                    probe = stack.enter_context(socket.socket())
+                    probe.bind(("127.0.0.1", port))
+            except OSError:
                 continue
             return first
 
@@ -389,8 +390,19 @@ class SlurmCluster:
             time.sleep(0.05)
 
     def logs(self) -> str:
-        """The last words of the daemons that matter."""
-        words = []
+        """The last words of the daemons that matter, and which have ended."""
+        ended = [name for name, process in self._daemons.items() if process.poll() is not None]
+        words = [f"ended: {ended}"]
+        if self.configuration.exists():
+            said = subprocess.run(
+                ("sinfo", "-N", "-o", "%N %T %E"),
+                env=self.env,
+                capture_output=True,
+                text=True,
+                timeout=START_SECONDS,
+                check=False,
+            )
+            words.append(said.stdout + said.stderr)
         for name in ("slurmctld.out", "slurmctld.log", "slurmdbd.log", "munged.out", "n1.out"):
             path = self.directory / name
             if path.exists():

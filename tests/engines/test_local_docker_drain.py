@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,8 @@ from docker_engine import IMAGE, DockerEngine
 from managing import Managers, eventually
 from serving import Server
 from worker_image import WorkerImage
+
+from bundles.model import Bundle
 
 pytestmark = [pytest.mark.engine("docker"), pytest.mark.timeout(300)]  # the image is built first
 
@@ -90,18 +91,21 @@ def test_sixty_bundles_drain_though_a_worker_is_killed(
         assert names(engine, "--all") == []
         uuids = managers.stage(BUNDLES, command="sleep 0.2; echo hi >> said")
 
-        def states() -> Counter[str]:
-            found = client.search([f"uuid={','.join(uuids)}", ".limit=100"])
-            return Counter(bundle.state for bundle in found)
+        def bundles() -> list[Bundle]:
+            return list(client.search([f"uuid={','.join(uuids)}", ".limit=100"]))
 
-        eventually(lambda: states()["ready"] >= BUNDLES // 4, "a quarter of the bundles")
+        def ready() -> int:
+            return sum(bundle.state == "ready" for bundle in bundles())
+
+        eventually(lambda: ready() >= BUNDLES // 4, "a quarter of the bundles")
         running = names(engine)
         assert 1 <= len(running) <= 3
         said = engine.command("inspect", *running)
         token = (server.home.path / "jobs" / "local-docker" / running[0] / "secrets").read_text()
         assert token.split("=")[1].strip() not in said
         engine.command("kill", running[0])
-        eventually(lambda: states() == {"ready": BUNDLES}, "all of the bundles")
+        eventually(lambda: all(bundle.final for bundle in bundles()), "the end of all bundles")
+        assert [bundle for bundle in bundles() if bundle.state != "ready"] == []
         eventually(lambda: not names(engine), "the workers leave")
         with_docker = Managers(server)
         with_docker.server.env = server.env | engine.env

@@ -94,12 +94,14 @@ def test_sixty_bundles_drain_though_nodes_fail(server: Server, cluster: SlurmClu
         eventually(lambda: states() == {"ready": BUNDLES}, "all of the bundles")
         cluster.start_node(other)
         eventually(lambda: not jobs(cluster, "running"), "the workers leave")
+        for uuid in uuids:
+            with client.download(uuid, "said") as said:
+                assert b"".join(said.chunks()) == b"hi\n"
         (pool,) = managers.json("status", "--output", "json")["pools"]
     ended = {job["id"]: job["why"] for job in pool["jobs"]}
     assert {job["state"] for job in pool["jobs"]} == {"ended"}
     assert ended[lost].startswith("its node failed")
     assert ended[cut_off].startswith("its node failed")
-    assert {server.output("cat", f"{uuid}/said") for uuid in uuids} == {"hi\n"}
     home = server.home.path
     secrets = [path for path in home.glob("jobs/**/secrets") if path.stat().st_mode & 0o077]
     assert secrets == []
@@ -132,3 +134,13 @@ def test_an_ordinary_user_keeps_a_pool(server: Server, cluster: SlurmCluster) ->
     log = logs[0].with_name("1.log")
     assert log.read_text().startswith("I am nobody, --server ")
     assert server.home.token_path.read_text().strip() not in log.read_text()
+
+
+def test_a_manager_whose_workers_fail_gives_up(server: Server, cluster: SlurmCluster) -> None:
+    done = Managers(server).command(
+        *("slurm", "--min", "2", "--sleep-time", "0.2", "--exit-after-num-failed", "1"),
+        *("--worker-executable", "/bin/false"),
+    )
+    assert done.returncode == 1
+    assert "2 workers failed, 1 may" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import re
-import socket
 import threading
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
 from containers import Containers, eventually, touch
 from docker_engine import IMAGE, DockerEngine
+from forwarder import before_engine
 
 from bundles.exits import WorkerExit
 
@@ -151,7 +147,7 @@ def test_disk_limit(containers: Containers) -> None:
     run = containers.run("head -c 20000000 /dev/zero > big; sleep 1000", request_disk="1m")
     bundle = containers.end(run)
     assert bundle.state == "failed"
-    assert bundle.metadata["failure_message"].startswith("Disk limit 1m exceeded")
+    assert bundle.metadata["failure_message"].startswith("Disk limit 1mb exceeded")
     containers.leave()
 
 
@@ -241,6 +237,24 @@ def test_a_port_of_a_run_can_be_talked_to_whether_it_has_a_network_or_not(
     until_here(containers, run)
     assert say(containers, run, "hello\n") == "HELLO\n"
     assert containers.end(run).state == "ready"
+    containers.leave()
+
+
+def test_a_run_can_be_written_to_and_read_while_it_runs(containers: Containers) -> None:
+    containers.start()
+    run = containers.run(
+        "echo begun; mkdir sub; : > here; while [ ! -e sub/word ]; do sleep 0.05; done; "
+        "echo heard $(< sub/word); while [ ! -e go ]; do sleep 0.05; done"
+    )
+    until_here(containers, run)
+    assert containers.read(run) == "begun\n"
+    containers.server.output("write", f"{run}/sub/word", "from outside")
+    eventually(lambda: containers.read(run).endswith("heard from outside\n"), "it reads that")
+    files = containers.server.output("cat", run).split()
+    assert {"stdout", "stderr", "sub/"} <= set(files)
+    go(containers, run)
+    assert containers.end(run).state == "ready"
+    assert containers.read(run, "sub/word").strip() == "from outside"
     containers.leave()
 
 
@@ -337,57 +351,11 @@ def test_a_podman_that_would_leave_gpus_away_is_one_clear_sentence(
     containers.leave()
 
 
-class Forwarder:
-    """A socket in front of an engine's, which notes the first line of each request."""
-
-    def __init__(self, path: Path, engine: Path) -> None:
-        self.requests: list[str] = []
-        self._engine = engine
-        self._sockets: list[socket.socket] = []
-        self._threads: list[threading.Thread] = []
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(str(path))
-        self._listener.listen()
-        self._run(self._accept)
-
-    def close(self) -> None:
-        for opened in [self._listener, *self._sockets]:
-            with contextlib.suppress(OSError):
-                opened.shutdown(socket.SHUT_RDWR)
-        for thread in self._threads:
-            thread.join()
-        for opened in [self._listener, *self._sockets]:
-            opened.close()
-
-    def _run(self, job: Callable[[], None]) -> None:
-        thread = threading.Thread(target=job, daemon=True)
-        self._threads.append(thread)
-        thread.start()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                client, _ = self._listener.accept()
-                engine = socket.socket(socket.AF_UNIX)
-                self._sockets += [client, engine]
-                engine.connect(str(self._engine))
-                self._run(partial(self._forward, client, engine, is_asking=True))
-                self._run(partial(self._forward, engine, client, is_asking=False))
-
-    def _forward(self, source: socket.socket, target: socket.socket, *, is_asking: bool) -> None:
-        with contextlib.suppress(OSError):
-            while chunk := source.recv(65536):
-                if is_asking and (found := re.match(rb"(GET|POST|DELETE|HEAD|PUT) \S+", chunk)):
-                    self.requests.append(found[0].decode())
-                target.sendall(chunk)
-            target.shutdown(socket.SHUT_WR)
-
-
 def test_an_idle_worker_asks_the_engine_nothing_but_for_its_events(
     containers: Containers, engine: DockerEngine
 ) -> None:
     path = engine.directory / "forwarder.sock"  # a socket's path must be short
-    forwarder = Forwarder(path, engine.socket)
+    forwarder = before_engine(path, engine.socket)
     try:
         worker = containers.worker()
         worker.env["DOCKER_HOST"] = f"unix://{path}"

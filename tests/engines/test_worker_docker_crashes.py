@@ -128,6 +128,43 @@ def test_killed_while_it_uploads(
     leave(worker, docker_engine)
 
 
+def test_killed_while_it_cleans_up(
+    script: ScriptedServer, worker: WorkerProcess, docker_engine: DockerEngine
+) -> None:
+    """It has written down that the command ended, and nothing of what follows has happened."""
+    start(worker)
+    uuid = script.run(WAIT + "; echo out", docker_image=IMAGE)
+    script.until_state(uuid, "running")
+    place = next(worker.work_directory.glob(f"workers/*/runs/{uuid}*/files"))
+    eventually((place / "here").exists, "the command runs")
+    worker.kill()
+    touch(place / "go")
+    (name,) = names(docker_engine)
+    docker_engine.command("wait", name)
+    record = place.parent / "run.json"
+    kept = json.loads(record.read_text())
+    record.write_text(json.dumps({**kept, "stage": "CLEANING_UP", "exitcode": 6}))
+    start(worker)
+    assert script.until_over(uuid)["exitcode"] == 6
+    assert script.files(uuid)["stdout"] == b"out\n"
+    leave(worker, docker_engine)
+
+
+def test_killed_when_the_results_are_there_but_nobody_was_told(
+    script: ScriptedServer, worker: WorkerProcess, docker_engine: DockerEngine
+) -> None:
+    script.finalizes = False
+    start(worker)
+    uuid = script.run("echo out; exit 3", docker_image=IMAGE)
+    script.until_state(uuid, "finalizing")
+    worker.kill()
+    script.finalizes = True
+    start(worker)
+    assert script.until_over(uuid)["exitcode"] == 3
+    assert len(script.uploads[uuid]) == 1
+    leave(worker, docker_engine)
+
+
 @pytest.mark.parametrize("state", ["absent", "created"])
 def test_killed_between_its_record_and_the_start_it_starts_the_run_once(
     script: ScriptedServer, worker: WorkerProcess, docker_engine: DockerEngine, state: str

@@ -38,7 +38,7 @@ def test_output_without_end_meets_the_disk_limit_and_fills_no_log(containers: Co
     )
     bundle = containers.end(run)
     assert bundle.state == "failed"
-    assert bundle.metadata["failure_message"].startswith("Disk limit 1m exceeded")
+    assert bundle.metadata["failure_message"].startswith("Disk limit 1mb exceeded")
     logs = containers.engine.directory / "data" / "containers"
     assert sum(path.stat().st_size for path in logs.rglob("*.log")) == 0
     containers.leave()
@@ -50,7 +50,7 @@ def test_a_sparse_file_counts_with_its_length(containers: Containers) -> None:
     run = containers.run(f"truncate -s 10G sparse; {FOREVER}", request_disk="10m")
     bundle = containers.end(run)
     assert bundle.state == "failed"
-    assert bundle.metadata["failure_message"].startswith("Disk limit 10m exceeded")
+    assert bundle.metadata["failure_message"].startswith("Disk limit 10mb exceeded")
     containers.leave()
 
 
@@ -73,6 +73,15 @@ def test_directories_without_any_right_are_uploaded_and_removed(
     assert bundle.state == "ready", bundle.metadata
     files = containers.files(run, tmp_path / "back")
     assert (files / "a" / "b" / "c").read_text() == "x\n"
+    containers.leave()
+
+
+def test_files_cannot_be_given_to_others(containers: Containers, tmp_path: Path) -> None:
+    containers.start()
+    run = containers.run("echo x > f; perl -e 'exit chown 4711, 4711, \"f\"'")
+    bundle = containers.end(run)
+    assert bundle.state == "ready", "as many as it could give away"
+    assert (containers.files(run, tmp_path / "back") / "f").read_text() == "x\n"
     containers.leave()
 
 

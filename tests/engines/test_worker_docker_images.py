@@ -5,13 +5,16 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from containers import Containers, eventually
 from docker_engine import IMAGE, Registry
+from forwarder import before_engine, before_registry
 
 pytestmark = [pytest.mark.engine("docker"), pytest.mark.engine("docker-registry")]
 
@@ -50,12 +53,39 @@ def test_an_image_is_pulled_from_a_registry_with_a_port_and_its_digest_recorded(
         assert stand.read(run) == "one\n"
         digest = bundle.metadata["docker_image"]
         assert digest.startswith(f"{registry.at}/team/tool@sha256:")
-    pulls = [line for line in stand.worker().log.splitlines() if "/images/create" in line]
-    assert len(pulls) <= 1
     by_digest = stand.run("echo $(< /mark)", image=digest)
     registry.halt()
     assert stand.end(by_digest).state == "ready"
     stand.leave()
+
+
+def test_many_runs_wait_for_one_pull_and_are_told_how_far_it_is(
+    stand: Containers, registry: Registry
+) -> None:
+    publish(stand, registry, "large:1", mark=os.urandom(9 << 20))
+    path = stand.engine.directory / "forwarder.sock"
+    slow, at = before_registry(registry.port, answer_bytes=4 << 20)
+    with closing(before_engine(path, stand.engine.socket)) as engine, closing(slow):
+        stand.worker().env["DOCKER_HOST"] = f"unix://{path}"
+        stand.start("--cpus", "4", "--checkin-frequency-seconds", "0.2")
+        image = f"{at}/large:1"
+        runs = [stand.run("wc -c < /mark", image=image) for _ in range(4)]
+        progress = re.compile(f"Pulling image {image}: ([1-9][0-9.]*)([km]) of 9(\\.[0-9]+)?m")
+        for run in runs:
+            eventually(
+                lambda run=run: progress.fullmatch(
+                    str(stand.client.bundle(run).metadata.get("run_status"))
+                ),
+                "its status says how much is there, and of how much",
+            )
+        slow.release()
+        for run in runs:
+            bundle = stand.end(run)
+            assert bundle.state == "ready", bundle.metadata["failure_message"]
+            assert stand.read(run) == f"{9 << 20}\n"
+        pulls = [asked for asked in engine.requests if "/images/create" in asked]
+        assert len(pulls) == 1
+        stand.leave()
 
 
 def test_a_tag_that_moved_is_pulled_anew_and_an_absent_registry_does_not_matter(

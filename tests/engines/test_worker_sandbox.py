@@ -130,6 +130,30 @@ def test_the_interpreter_of_the_worker_is_there_wherever_it_lies(
     assert said(script, run) == "42\n"
 
 
+def test_an_interpreter_below_tmp_is_there_beside_the_run_s_own_tmp(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        prefix = Path(name) / "environment"
+        prefix.mkdir()
+        (prefix / "word").write_text("here")
+        (prefix / "secret").write_text("hush")
+        monkeypatch.setattr(sys, "prefix", str(prefix))
+        (tmp_path / "tmp").mkdir()
+        command = f"cat {prefix}/word {prefix}/secret; touch /tmp/own; ls {name}"
+        line = find_sandbox([prefix / "secret"]).command_line(
+            Job("k", "0x1", command, tmp_path, tmp_path), "/bin/sh"
+        )
+        done = subprocess.run(
+            ["/bin/sh", "-c", f'exec "$@" {STDERR}>&2', "sh", *line],
+            stdout=subprocess.PIPE,
+            timeout=60,
+            check=False,
+        )
+    assert done.stdout.decode() == "hereenvironment\n"
+    assert (tmp_path / "tmp" / "own").exists()
+
+
 def test_a_run_of_root_may_do_nothing_that_is_root_s(
     script: ScriptedServer, worker: WorkerProcess
 ) -> None:
@@ -279,6 +303,7 @@ def test_where_it_does_not_work_runs_are_not_confined_unless_that_was_asked_for(
     run = script.run(f"ls {tmp_path}")
     assert script.until_over(run)["exitcode"] == 0
     assert "they are not confined" in worker.log
+    assert "are confined by bubblewrap" not in worker.log
 
 
 def test_a_sandbox_that_cannot_be_made_is_one_clear_sentence(

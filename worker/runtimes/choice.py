@@ -175,6 +175,8 @@ def _processes(sandbox: str, hidden: Sequence[Path]) -> RuntimeFactory:
             if sandbox == "bubblewrap":
                 raise NoRuntime(f"--sandbox bubblewrap: {error}") from error
             log.warning("bundles can do what this user can: they are not confined (%s)", error)
+        else:
+            log.info("bundles are confined by bubblewrap")
 
     def make(loop: Loop, ended: Ended) -> Runtime:
         return ProcessRuntime(loop, ended, wrapper)

@@ -39,9 +39,11 @@ class NoSandbox(Exception):
 @dataclass(frozen=True, slots=True)
 class Sandbox:
     """A worker.runtimes.process.Wrapper. ``arguments``: the command line of bubblewrap, as far as
-    it is the same for all runs."""
+    it is the same for all runs; ``later``: what comes after a run's own /tmp, because it may lie
+    in there."""
 
     arguments: tuple[str, ...]
+    later: tuple[str, ...]
 
     def dependency_paths(self, uuid: str) -> Path:
         return Path(f"/{uuid}_dependencies")
@@ -57,6 +59,7 @@ class Sandbox:
             for device in sorted(Path("/dev").glob("nvidia*")):
                 line += ["--dev-bind", str(device), str(device)]
         line += ["--bind", str(job.place / "tmp"), "/tmp", "--symlink", "/tmp", "/var/tmp"]
+        line += self.later
         line += ["--bind", str(job.directory), f"/{job.uuid}"]
         root = self.dependency_paths(job.uuid)
         for path, content in job.contents.items():
@@ -72,7 +75,7 @@ def find_sandbox(hidden: Collection[Path]) -> Sandbox:
     program = shutil.which("bwrap")
     if program is None:
         raise NoSandbox("there is no bwrap on PATH: install bubblewrap")
-    sandbox = Sandbox(_common_arguments(program, hidden))
+    sandbox = Sandbox(*_common_arguments(program, hidden))
     with tempfile.TemporaryDirectory(prefix="bundle-worker-") as name:
         place = Path(name)
         (place / "tmp").mkdir()
@@ -94,7 +97,9 @@ def find_sandbox(hidden: Collection[Path]) -> Sandbox:
     return sandbox
 
 
-def _common_arguments(program: str, hidden: Collection[Path]) -> tuple[str, ...]:
+def _common_arguments(
+    program: str, hidden: Collection[Path]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     line = [program, "--unshare-pid", "--as-pid-1", "--die-with-parent"]
     # To root it leaves all that root may do, unless told otherwise.
     line += ["--cap-drop", "ALL", "--proc", "/proc", "--dev", "/dev"]
@@ -106,11 +111,12 @@ def _common_arguments(program: str, hidden: Collection[Path]) -> tuple[str, ...]
         elif path.is_dir() and any(path.iterdir()):
             line += ["--ro-bind", name, name]
             shown.append(path)
+    later: list[str] = []
     # Bundles may be queued with the worker's own interpreter in them, wherever that is installed.
     for prefix in (sys.base_prefix, sys.prefix):
         for name in dict.fromkeys((prefix, os.path.realpath(prefix))):
             if name != "/" and not _is_in(Path(name), shown):
-                line += ["--ro-bind", name, name]
+                later += ["--ro-bind", name, name]
                 shown.append(Path(name))
     resolver = Path(os.path.realpath("/etc/resolv.conf"))
     if resolver.exists() and not _is_in(resolver, shown):
@@ -118,10 +124,10 @@ def _common_arguments(program: str, hidden: Collection[Path]) -> tuple[str, ...]
     secret = [path for path in map(Path, map(os.path.realpath, hidden)) if _is_in(path, shown)]
     for path in dict.fromkeys([*secret, *_private_paths("/etc")]):
         if path.is_dir():
-            line += ["--tmpfs", str(path), "--remount-ro", str(path)]
+            later += ["--tmpfs", str(path), "--remount-ro", str(path)]
         elif path.exists():
-            line += ["--ro-bind", "/dev/null", str(path)]
-    return tuple(line)
+            later += ["--ro-bind", "/dev/null", str(path)]
+    return tuple(line), tuple(later)
 
 
 def _is_in(path: Path, directories: Sequence[Path]) -> bool:

@@ -33,6 +33,7 @@ async def _changes(service: Service, request: Request, caller: Caller) -> Respon
     for state in states:
         if state not in State.__members__.values():
             raise UsageError(f"there is no state {state!r}")
+    uuid = parameters.get("uuid")
     feed = service.feed
     if "after" not in parameters:
         return _reply([], feed.last_id)
@@ -42,7 +43,7 @@ async def _changes(service: Service, request: Request, caller: Caller) -> Respon
     loop_end = service.clock.monotonic() + wait_seconds
     while True:
         last_id = feed.last_id
-        found = await _read(service, caller, after, states, limit)
+        found = await _read(service, caller, after, states, limit, uuid)
         if found:
             return _reply(found, found[-1]["id"] if len(found) >= limit else last_id)
         after = max(after, last_id)
@@ -53,11 +54,16 @@ async def _changes(service: Service, request: Request, caller: Caller) -> Respon
 
 
 async def _read(
-    service: Service, caller: Caller, after: int, states: Sequence[str], limit: int
+    service: Service,
+    caller: Caller,
+    after: int,
+    states: Sequence[str],
+    limit: int,
+    uuid: str | None,
 ) -> list[Mapping[str, Any]]:
-    recent = service.feed.recent(after)
+    recent = service.feed.recent(after) if uuid is None else None
     if recent is None:
-        return await service.read(queries.transitions, caller, after, states, limit)
+        return await service.read(queries.transitions, caller, after, states, limit, uuid)
     chosen: list[Mapping[str, Any]] = []
     for transition in recent:
         if not caller.may_use(transition["owner_id"]):

@@ -41,6 +41,7 @@ def test_every_option_that_is_read_is_one_and_has_the_same_default() -> None:
 @pytest.mark.parametrize(
     ("option", "value"),
     [
+        ("memory_mb", 3),
         ("image", "two words"),
         ("image", ""),
         ("job_definition_name", "x" * 63),
@@ -56,7 +57,7 @@ def test_every_option_that_is_read_is_one_and_has_the_same_default() -> None:
     ],
 )
 def test_a_value_that_cannot_work_is_refused_by_the_name_of_its_option(
-    option: str, value: str
+    option: str, value: str | int
 ) -> None:
     with pytest.raises(Invalid, match=f"--{option.replace('_', '-')} "):
         AwsSettings.read({"image": "workers:1", option: value})

@@ -35,6 +35,8 @@ class FakeServer:
         self.offers: dict[str, dict[str, Any]] = {}
         self.shapes: list[dict[str, Any]] = []
         self.asked: list[list[str]] = []
+        self.checked_out: list[str] = []
+        self.checkout_status: int | None = None
         self.worker_lists = 0
         self.tokens = 0
         self.status: int | None = None
@@ -65,6 +67,11 @@ class FakeServer:
             document = {
                 "data": [{"worker_id": name, **self.offers.get(name, {})} for name in self.workers]
             }
+        elif path.endswith("/checkout"):
+            if self.checkout_status is not None:
+                return httpx.Response(self.checkout_status, text="no")
+            self.checked_out.append(path.split("/")[1])
+            document = {"restaged": []}
         elif path == "worker-tokens":
             self.tokens += 1
             document = {"data": {"attributes": {"token": f"token-{self.tokens}"}}}

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-from backends.base import Job, JobState, LaunchKey
+import pytest
+
+from backends.base import EndCause, Job, JobState, LaunchKey
 from bundles.exits import WorkerExit
 from manager.failures import FIRST_HOLD_SECONDS, LONGEST_HOLD_SECONDS, hold
 from manager.ledger import Launch, Outcome
@@ -68,3 +70,24 @@ def test_a_worker_that_failed_after_long_work_holds_nothing() -> None:
 def test_an_intent_that_was_undone_is_neither_success_nor_failure() -> None:
     undone = launch(2, 50.0, outcome=Outcome.UNDONE)
     assert hold([undone, failed(1, 10.0)], []).until == 11.0 + FIRST_HOLD_SECONDS
+
+
+@pytest.mark.parametrize("cause", [EndCause.FAILED, EndCause.OUT_OF_CAPACITY])
+def test_a_job_that_never_became_a_worker_is_a_failure_with_the_service_s_words(
+    cause: EndCause,
+) -> None:
+    held = hold([launch(1, 10.0, ended=12.0, cause=cause, why="no such image")], [])
+    assert held.until == 12.0 + FIRST_HOLD_SECONDS
+    assert "no such image" in held.reason
+
+
+@pytest.mark.parametrize(
+    "cause", [EndCause.PREEMPTED, EndCause.KILLED_BY_US, EndCause.KILLED_BY_OTHERS]
+)
+def test_a_job_that_was_taken_away_is_no_failure_whatever_its_code(cause: EndCause) -> None:
+    assert hold([launch(1, 10.0, ended=12.0, exit_code=1, cause=cause)], []).until == 0
+
+
+def test_a_worker_that_has_yet_to_come_does_not_end_the_hold() -> None:
+    probe = launch(2, 50.0)
+    assert hold([probe, failed(1, 10.0)], [], {probe.key}).until == 11.0 + FIRST_HOLD_SECONDS

@@ -15,11 +15,15 @@ def lines(path: Path) -> list[dict[str, object]]:
 
 def test_a_tick_is_one_line_with_what_was_seen_decided_and_done(tmp_path: Path) -> None:
     path = tmp_path / "j" / "p.jsonl"
-    Journal(path, "p").write(12.5, {"staged": 1}, {"launch": 1}, [{"launch": "p-1-x"}])
+    Journal(path, "p").write(
+        12.5, {"staged": 1}, {"launch": 1}, [{"launch": "p-1-x"}], config={"max_workers": 2}
+    )
     assert lines(path) == [
         {
+            "format": 1,
             "time": 12.5,
             "pool": "p",
+            "config": {"max_workers": 2},
             "snapshot": {"staged": 1},
             "decision": {"launch": 1},
             "results": [{"launch": "p-1-x"}],

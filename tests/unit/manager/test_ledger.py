@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from backends.base import Job, JobState
+from backends.base import EndCause, Job, JobState
 from manager.ledger import KEPT_SECONDS, Ledger, Outcome, Pool
 
 
@@ -125,3 +125,37 @@ def test_a_ledger_of_a_later_version_is_left_alone(tmp_path: Path) -> None:
         ledger._database.execute("PRAGMA user_version = 99")
     with pytest.raises(sqlite3.DatabaseError, match="later version"):
         Ledger(tmp_path / "ledger.db")
+
+
+VERSION_1 = """
+CREATE TABLE pool (name TEXT PRIMARY KEY, backend TEXT NOT NULL, server TEXT NOT NULL,
+    settings TEXT NOT NULL, sequence INTEGER NOT NULL DEFAULT 0, last_launch REAL);
+CREATE TABLE launch (key TEXT PRIMARY KEY, pool TEXT NOT NULL REFERENCES pool (name),
+    sequence INTEGER NOT NULL, requested REAL NOT NULL, outcome TEXT, settled REAL, job_id TEXT,
+    error TEXT, ended REAL, exit_code INTEGER, why TEXT);
+CREATE INDEX launch_open ON launch (pool) WHERE outcome IS NULL;
+CREATE INDEX launch_by_sequence ON launch (pool, sequence);
+INSERT INTO pool VALUES ('p', 'fake', 'http://s', '{}', 1, 990.0);
+INSERT INTO launch VALUES
+    ('p-1-0123abcd', 'p', 1, 990.0, 'launched', 991.0, 'j', NULL, NULL, NULL, NULL);
+PRAGMA user_version = 1;
+"""
+
+
+def test_a_ledger_of_the_version_before_is_carried_on(tmp_path: Path, clock: Clock) -> None:
+    path = tmp_path / "old.db"
+    with sqlite3.connect(path) as old:
+        old.executescript(VERSION_1)
+    old.close()
+    reader = Ledger.read_only(path)
+    assert reader is not None
+    with reader:
+        assert reader.recent("p", 1)[0].cause is None
+    with Ledger(path, clock=clock) as ledger:
+        (launch,) = ledger.running("p")
+        ended = job(launch.key, JobState.ENDED, ended=995.0, cause=EndCause.PREEMPTED)
+        assert ledger.record_ends([ended]) == [ended]
+        assert ledger.recent("p", 1)[0].cause is EndCause.PREEMPTED
+        assert ledger.intend("p", 1)[0].sequence == 2
+    with Ledger(path, clock=clock) as again:
+        assert again.recent("p", 2)[1].cause is EndCause.PREEMPTED

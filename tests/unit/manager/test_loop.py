@@ -414,3 +414,83 @@ def test_a_queue_that_breathes_keeps_its_workers(stand: Stand) -> None:
         stand.shapes(1)
         assert manager.tick().end == ()
         stand.now += SURPLUS_SECONDS - 1
+
+
+def test_while_a_worker_shows_whether_failures_are_over_no_other_is_launched(
+    stand: Stand,
+) -> None:
+    """An image that is not there must not cost a worker in every tick."""
+    manager = stand.start(high=20)
+    stand.shapes(10)
+    assert manager.tick().launch == 10
+    stand.now += 5
+    for position, job in enumerate(stand.backend.jobs):
+        stand.backend.jobs[position] = replace(
+            job, state=JobState.ENDED, ended=stand.now, cause=EndCause.FAILED, why="no such image"
+        )
+    assert manager.tick().launch == 0
+    stand.now += 60
+    assert manager.tick().launch == 1
+    stand.backend.jobs[-1] = replace(stand.backend.jobs[-1], state=JobState.PENDING, started=None)
+    for _ in range(3):
+        stand.now += 600
+        assert "probation" in {r.code for r in manager.tick().reasons if r.held}
+    assert len(stand.backend.launched) == 11
+    stand.backend.jobs[-1] = replace(stand.backend.jobs[-1], state=JobState.ACTIVE, started=NOW)
+    assert manager.tick().launch == 10
+
+
+def end_with(stand: Stand, exit_code: int | None, cause: EndCause) -> str:
+    """The last launched worker ends; its id."""
+    stand.backend.jobs[-1] = replace(
+        stand.backend.jobs[-1],
+        state=JobState.ENDED,
+        ended=stand.now,
+        exit_code=exit_code,
+        cause=cause,
+    )
+    return stand.backend.jobs[-1].worker_id
+
+
+def test_the_server_hears_once_of_a_worker_that_was_killed(stand: Stand) -> None:
+    stand.server.features = "tokens, checkout"
+    manager = stand.start(low=1)
+    manager.tick()
+    killed = end_with(stand, 137, EndCause.KILLED_BY_OTHERS)
+    manager.tick()
+    manager.tick()
+    assert stand.server.checked_out == [killed]
+
+
+def test_a_worker_that_left_well_has_told_the_server_itself(stand: Stand) -> None:
+    stand.server.features = "tokens, checkout"
+    manager = stand.start(low=1)
+    manager.tick()
+    end_with(stand, 0, EndCause.FINISHED)
+    manager.tick()
+    assert stand.server.checked_out == []
+
+
+def test_what_the_server_could_not_hear_is_told_again_also_by_the_next_manager(
+    stand: Stand,
+) -> None:
+    stand.server.features = "tokens, checkout"
+    manager = stand.start(low=1)
+    manager.tick()
+    killed = end_with(stand, None, EndCause.PREEMPTED)
+    stand.server.checkout_status = 500
+    with pytest.raises(ServerFault):
+        manager.tick()
+    stand.server.checkout_status = None
+    manager.tick()
+    assert stand.server.checked_out == [killed]
+    stand.start(low=1).tick()
+    assert stand.server.checked_out == [killed, killed]
+
+
+def test_a_server_of_codalab_s_is_told_nothing_that_it_does_not_know(stand: Stand) -> None:
+    manager = stand.start(low=1)
+    manager.tick()
+    end_with(stand, 137, EndCause.KILLED_BY_OTHERS)
+    manager.tick()
+    assert stand.server.checked_out == []

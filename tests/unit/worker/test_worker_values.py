@@ -36,7 +36,7 @@ def test_limits_are_passed_only_beyond_them_and_zero_is_none() -> None:
     assert memory_exceeded(resources, 1024**2) is None
     assert memory_exceeded(resources, 2 * 1024**2) == "Memory limit 1m exceeded. (It used 2m)"
     assert disk_exceeded(resources, 1024) is None
-    assert disk_exceeded(resources, 2048) == "Disk limit 1k exceeded. (It used 2k)"
+    assert disk_exceeded(resources, 2048) == "Disk limit 1kb exceeded. (It used 2k)"
     assert time_exceeded(resources, 59.9) is None
     assert time_exceeded(resources, 61) == (
         "Time limit exceeded. (Container uptime 1m01s > time limit 1m00s)"
