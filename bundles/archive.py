@@ -17,7 +17,7 @@ import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, Self
 
 import isal
 from isal import igzip, isal_zlib
@@ -108,9 +108,30 @@ def _file(member: tarfile.TarInfo, place: int, status: os.stat_result) -> Iterat
         if pieces is not None:
             yield from _sparse_member(member, file, pieces)
             return
-        yield member.tobuf(tarfile.PAX_FORMAT)
+        yield header_of(member)
         yield from _exactly(file, member.size)
         yield bytes(-member.size % tarfile.BLOCKSIZE)
+
+
+def header_of(file: tarfile.TarInfo) -> bytes:
+    """What ``tobuf(PAX_FORMAT)`` makes of a file without an owner, in a quarter of the time if it
+    is like most."""
+    is_short = len(file.name) <= 100 and file.name.isascii() and file.size < 8**11
+    if not (is_short and isinstance(file.mtime, int) and 0 <= file.mtime < 8**11):
+        return file.tobuf(tarfile.PAX_FORMAT)
+    header = b"%s%07o\0%s%011o\0%011o\0%s%s" % (
+        file.name.encode().ljust(100, b"\0"),
+        file.mode,
+        _PLAIN_HEADER[108:124],
+        file.size,
+        file.mtime,
+        b" " * 8,
+        _PLAIN_HEADER[156:],
+    )
+    return b"%s%06o\0%s" % (header[:148], sum(header), header[155:])
+
+
+_PLAIN_HEADER = tarfile.TarInfo().tobuf(tarfile.PAX_FORMAT)
 
 
 def _pieces(descriptor: int, status: os.stat_result) -> list[tuple[int, int]] | None:
@@ -275,7 +296,7 @@ class _Unpacking:
         self._room_bytes = status.f_bavail * status.f_frsize
 
     def run(self, stream: BinaryIO) -> int:
-        with tarfile.open(fileobj=stream, mode="r:") as archive:
+        with tarfile.open(fileobj=stream, mode="r:", tarinfo=_Member) as archive:
             while (member := archive.next()) is not None:
                 archive.members.clear()  # type: ignore[attr-defined]  # else it keeps them all
                 name = _checked_name(member.name)
@@ -312,26 +333,28 @@ class _Unpacking:
         except FileExistsError:
             self._make_way(name, path)
             descriptor = os.open(path, _NEW_FILE, 0o600)
-        with open(descriptor, "wb", 0) as file:
+        try:
             if member.size:
-                self._write(archive, member, file)
+                self._write(archive, member, descriptor)
             os.fchmod(descriptor, _mode(member.mode) & self._kept_bits)
             os.utime(descriptor, (member.mtime, member.mtime))
+        finally:
+            os.close(descriptor)
         self._size_bytes += member.size
 
-    def _write(self, archive: tarfile.TarFile, member: tarfile.TarInfo, file: io.FileIO) -> None:
+    def _write(self, archive: tarfile.TarFile, member: tarfile.TarInfo, descriptor: int) -> None:
         source = archive.fileobj  # as `extract` reads it: pieces of a sparse file follow another
         assert source is not None
         source.seek(member.offset_data)
         pieces = getattr(member, "sparse", None)
         if pieces is None:
-            _copy(source, file, member.size)
+            _copy(source, descriptor, member.size)
             return
         self._claim(member.size, member.name)
-        os.truncate(file.fileno(), member.size)
+        os.truncate(descriptor, member.size)
         for offset, size_bytes in pieces:
-            file.seek(offset)
-            _copy(source, file, size_bytes)
+            os.lseek(descriptor, offset, os.SEEK_SET)
+            _copy(source, descriptor, size_bytes)
 
     def _link_hard(self, member: tarfile.TarInfo, name: str, path: str) -> None:
         target = _checked_name(member.linkname)
@@ -375,6 +398,30 @@ class _Unpacking:
         self._links.discard(name)
 
 
+class _Member(tarfile.TarInfo):
+    """A member, read from its header at a third of the cost if it is a file like most: what makes
+    no difference to unpacking is left out. Whatever is unusual, or wrong, tarfile judges."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        if len(buf) == tarfile.BLOCKSIZE and buf[156:158] == _NO_LINK and not buf[345]:
+            fields = [bytes(buf[field]).rstrip(b" \0") for field in _NUMBERS]
+            if all(map(bytes.isdigit, fields)):
+                with suppress(ValueError):  # an 8 or a 9
+                    mode, size_bytes, mtime, checksum = (int(field, 8) for field in fields)
+                    if sum(buf) - sum(buf[148:156]) + 8 * ord(" ") == checksum:
+                        member = cls(buf[:100].partition(b"\0")[0].decode(encoding, errors))
+                        member.mode, member.size, member.mtime = mode, size_bytes, mtime
+                        return member
+        return super().frombuf(buf, encoding, errors)
+
+
+_NO_LINK = tarfile.REGTYPE + b"\0"
+"""In a header, where the type lies and what it links to begins."""
+_NUMBERS = (slice(100, 108), slice(124, 136), slice(136, 148), slice(148, 156))
+"""In a header: mode, size, time of change, checksum (POSIX.1-1988 ustar)."""
+
+
 class _Readable(Protocol):
     def read(self, size: int, /) -> bytes: ...
 
@@ -382,7 +429,7 @@ class _Readable(Protocol):
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def _copy(source: _Readable, target: io.FileIO, size_bytes: int) -> None:
+def _copy(source: _Readable, descriptor: int, size_bytes: int) -> None:
     left = size_bytes
     while left > 0:
         chunk = memoryview(source.read(min(CHUNK_BYTES, left)))
@@ -390,7 +437,7 @@ def _copy(source: _Readable, target: io.FileIO, size_bytes: int) -> None:
             raise tarfile.ReadError("unexpected end of data")
         left -= len(chunk)
         while chunk:  # a short write means that the disk is full; the next one says so
-            chunk = chunk[target.write(chunk) :]
+            chunk = chunk[os.write(descriptor, chunk) :]
 
 
 def _mode(mode: int) -> int:

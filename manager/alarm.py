@@ -46,6 +46,12 @@ class Alarm:
                 continue
             signal.signal(number, self._on_signal)
 
+    def let_go(self) -> None:
+        """From now on a signal ends this process at once, as it would any other."""
+        for number in SIGNALS:
+            if signal.getsignal(number) == self._on_signal:
+                signal.signal(number, signal.SIG_DFL)
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.stop()
         if self._interruptible:

@@ -16,6 +16,7 @@ import click
 from backends import registry
 from bundles import __version__
 from manager.arguments import in_order
+from manager.log_format import complain
 
 OTHERS = {
     "status": "What the pools of this home have, and what was decided last.",
@@ -165,5 +166,5 @@ def _options_with_value() -> set[str]:
 def _complain(sentence: str, error: BaseException, code: int, verbose: bool) -> int:
     if verbose:
         logging.getLogger("manager").debug("where it came from", exc_info=error)
-    print(f"worker-manager: {sentence}", file=sys.stderr)
+    complain(sentence)
     return code

@@ -15,11 +15,13 @@ from backends import registry
 from backends.base import Backend, Context, Invalid
 from bundles.errors import UsageError
 from bundles.home import PASSWORD_VARIABLE, TOKEN_VARIABLE, USER_VARIABLE, Home
+from manager import systemd
 
 if TYPE_CHECKING:
     from manager.ledger import Pool
 
-_SECRET_VARIABLES = frozenset({TOKEN_VARIABLE, USER_VARIABLE, PASSWORD_VARIABLE})
+_OUR_VARIABLES = systemd.VARIABLES | {TOKEN_VARIABLE, USER_VARIABLE, PASSWORD_VARIABLE}
+"""No backend and no worker is to speak with our credentials, or to systemd in our name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,7 @@ class Installation:
             owner=self.owner(),
             pool=pool,
             environment={
-                name: value for name, value in environ.items() if name not in _SECRET_VARIABLES
+                name: value for name, value in environ.items() if name not in _OUR_VARIABLES
             },
             work_directory_prefix=work_directory_prefix,
         )

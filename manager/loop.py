@@ -42,6 +42,7 @@ from manager.ledger import Ledger, Outcome
 from manager.observe import Observation, Observer
 from manager.policy import Decision, PoolConfig, count, decide, surplus
 from manager.snapshot import Snapshot
+from manager.witness import Witness
 
 if TYPE_CHECKING:
     from bundles.client import Client
@@ -127,6 +128,7 @@ class PoolManager:
     sleep_seconds: float = 5.0
     restart_after_seconds: float | None = None
     failures_allowed: int | None = None
+    witnesses: Sequence[Witness] = ()
     clock: Callable[[], float] = time.time
     _complaint: str = ""
     _failures: int = 0
@@ -162,6 +164,8 @@ class PoolManager:
                 hold_reason="the service asked for a pause",
             )
         decision = decide(snapshot, self.config, now)
+        for witness in self.witnesses:
+            witness.decided(observation, snapshot, decision)
         results = self._act(decision)
         self._write_down(now, snapshot.to_document(), decision.to_document(), results)
         return decision
@@ -218,7 +222,10 @@ class PoolManager:
                 log.info("%s was intended and never launched: forgotten", launch.key)
         if outcomes:
             self.ledger.settle_all(outcomes)
-        for job in self.ledger.record_ends(observation.jobs):
+        ended = self.ledger.record_ends(observation.jobs)
+        for witness in self.witnesses:
+            witness.ended(ended)
+        for job in ended:
             log.info("%s", _farewell(job))
             if job.exit_code != WorkerExit.FINISHED:  # who left well has said so itself
                 self._untold[job.worker_id] = _farewell(job)
@@ -235,6 +242,8 @@ class PoolManager:
         ]
         if missing:
             self.ledger.record_missing(self.pool, missing)
+            for witness in self.witnesses:
+                witness.missing(missing)
         self._tell_of_ends()
 
     def _recall_ends(self) -> None:
@@ -330,10 +339,21 @@ class PoolManager:
 
     def _guarded_tick(self) -> float:
         """A tick whose failure is said once; returns how long to wait for the next, in seconds."""
+        began = time.monotonic()
+        failure: Exception | None = None
         try:
             decision = self.tick()
         except (BundlesError, BackendError, sqlite3.Error, OSError) as error:
-            return self._failed(error)
+            failure = error
+            wait_seconds = self._failed(error)
+        else:
+            self._succeeded(decision)
+            wait_seconds = self.sleep_seconds
+        for witness in self.witnesses:
+            witness.ticked(time.monotonic() - began, failure, wait_seconds)
+        return wait_seconds
+
+    def _succeeded(self, decision: Decision) -> None:
         if self._failures:
             log.info("carrying on: %s", decision.summary())
         else:
@@ -341,7 +361,6 @@ class PoolManager:
         self._failures = self._refusals = 0
         self._accepted = True
         self._complaint = ""
-        return self.sleep_seconds
 
     def _failed(self, error: Exception) -> float:
         """Say why nothing is done, once; how long to wait, longer each time, in seconds."""

@@ -42,10 +42,12 @@ UNTAKEN_SECONDS = 20.0
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """A snapshot, and the list it was made of."""
+    """A snapshot, and the list it was made of. ``arrived``: workers that the server was seen to
+    know for the first time."""
 
     snapshot: Snapshot
     jobs: tuple[Job, ...]
+    arrived: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -59,6 +61,7 @@ class Observer:
     environ: Mapping[str, str] = field(default_factory=dict)
     _root: bool | None = None
     _checked_in: set[str] = field(default_factory=set)
+    _arrived: frozenset[str] = frozenset()
     _room_since: float | None = None
 
     def observe(
@@ -94,7 +97,7 @@ class Observer:
             hold_reason=failed.reason,
             is_on_probation=failed.until > 0,
         )
-        return Observation(snapshot, tuple(jobs))
+        return Observation(snapshot, tuple(jobs), self._arrived)
 
     # The queue
 
@@ -137,6 +140,7 @@ class Observer:
         one is not known to have come yet, or a bundle looks for room."""
         ids = {job.worker_id for job in living}
         self._checked_in &= ids
+        self._arrived = frozenset()
         is_one_awaited = any(self._is_young(job, now) and not self._has_come(job) for job in living)
         free: dict[Offer, int] = {}
         is_one_active = any(job.state is JobState.ACTIVE for job in living)
@@ -148,7 +152,8 @@ class Observer:
             self._checked_in = ids
             return free
         ours = [worker for worker in workers if str(worker.get("worker_id")) in ids]
-        self._checked_in |= {str(worker["worker_id"]) for worker in ours}
+        self._arrived = frozenset(str(worker["worker_id"]) for worker in ours) - self._checked_in
+        self._checked_in |= self._arrived
         for worker in ours:
             offer = _offer(worker)
             if offer is not None:

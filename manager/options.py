@@ -70,6 +70,29 @@ def pool_options() -> list[click.Option]:
             default=None,
             help="Start this command anew after so many seconds.",
         ),
+        _option(
+            "--terminate-on-exit",
+            is_flag=True,
+            help="When told to end, end this pool's workers, too.",
+        ),
+        _option(
+            "--metrics-port",
+            type=click.IntRange(0, 65535),
+            metavar="PORT",
+            help="Serve /metrics, /healthz and /readyz there; 0: on a free one, see the log.",
+        ),
+        _option(
+            "--metrics-host",
+            metavar="ADDRESS",
+            default="127.0.0.1",
+            help="… at this address of this machine.",
+        ),
+        _option(
+            "--log-format",
+            type=click.Choice(["text", "json"]),
+            default="text",
+            help="How the log is written.",
+        ),
         _option("--once", is_flag=True, help="Look, act, and end."),
         _option("--plan", is_flag=True, help="Say what the next look would do, and do nothing."),
         _option(
@@ -145,6 +168,10 @@ def check_together(settings: dict[str, Any]) -> None:
             f"--min-workers {low} is more than --max-workers {high}: lower the one or raise the "
             "other"
         )
+    if settings["once"] and settings["metrics_port"] is not None:
+        raise click.UsageError("--metrics-port serves nobody with --once: leave one of them out")
+    if settings["once"] and settings["terminate_on_exit"]:
+        raise click.UsageError("--terminate-on-exit goes without --once, which leaves at once")
     if settings["worker_tag_exclusive"] and not settings["worker_tag"]:
         raise click.UsageError("--worker-tag-exclusive needs a --worker-tag to be exclusive to")
 

@@ -28,6 +28,7 @@ from bundles.home import (
 from manager.alarm import Alarm, Stopped
 from manager.command import WorkerOptions
 from manager.installation import Installation, default_pool
+from manager.log_format import complain, write_json
 from manager.options import check_together, pool_options
 from manager.policy import Decision, PoolConfig, decide
 from manager.queue import QueueConfig
@@ -35,10 +36,13 @@ from manager.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from bundles.client import Client
+    from manager.ledger import Ledger
     from manager.loop import Launcher
     from manager.observe import Observer
 
 PREVIEWS_SHOWN = 3
+LEAVING_SECONDS = 25.0
+"""Ending the workers takes no longer: most who stop a service kill it after 30 s."""
 
 log = logging.getLogger("manager")
 
@@ -130,6 +134,8 @@ def every_option(entry: registry.Entry) -> list[click.Option]:
 
 
 def _run(backend_name: str, settings: dict[str, Any]) -> int:
+    if settings["log_format"] == "json":
+        write_json()
     pool = _pool(backend_name, settings)
     if settings["plan"]:
         return _plan(pool, as_json=settings["output"] == "json")
@@ -276,7 +282,7 @@ def _is_usable(backend: Backend) -> bool:
         line += f": {finding.remedy}" if finding.remedy else ""
         if isinstance(finding.error, Invalid | Unauthorized):
             usable = False
-            print(f"worker-manager: {line}", file=sys.stderr)
+            complain(line)
         else:
             log.warning("%s", line)
     return usable
@@ -296,8 +302,11 @@ def _keep(pool: Pool, alarm: Alarm) -> int:
     from manager.ledger import Pool as PoolRow
     from manager.lock import PoolLock
     from manager.loop import PoolManager
+    from manager.operation import Operation
+    from manager.systemd import READY, STOPPING
 
     settings = pool.settings
+    operation = Operation(pool.name, pool.backend_name, pool.config, os.environ)
     try:
         pool.installation.create()
         lock = PoolLock(pool.installation.lock_path(pool.name))
@@ -305,6 +314,7 @@ def _keep(pool: Pool, alarm: Alarm) -> int:
         raise UsageError(f"the home cannot be used: {error}") from error
     with ExitStack() as stack:
         stack.callback(lock.release)
+        stack.enter_context(operation)
         if not lock.try_take():
             log.info(
                 "another manager (process %s) keeps the pool %s: waiting for it to end; "
@@ -312,11 +322,14 @@ def _keep(pool: Pool, alarm: Alarm) -> int:
                 lock.holder(),
                 pool.name,
             )
+            operation.systemd.tell(READY, "STATUS=waiting: another manager keeps this pool")
             try:
                 with alarm.interruptible():
                     lock.take()
             except Stopped:
                 return 0
+        if settings["metrics_port"] is not None:
+            operation.serve(settings["metrics_host"], settings["metrics_port"])
         client = stack.enter_context(pool.client())
         row = PoolRow(pool.name, pool.backend_name, pool.server, _kept_settings(pool))
         try:
@@ -326,7 +339,7 @@ def _keep(pool: Pool, alarm: Alarm) -> int:
             raise BundlesError(
                 f"the ledger {pool.installation.ledger_path} cannot be used: {error}"
             ) from error
-        backend = pool.backend()
+        backend = operation.around(pool.backend())
         try:
             with alarm.interruptible():
                 if not _is_usable(backend):
@@ -347,6 +360,7 @@ def _keep(pool: Pool, alarm: Alarm) -> int:
             sleep_seconds=settings["sleep_time"],
             restart_after_seconds=settings["restart_after_seconds"],
             failures_allowed=settings.get("exit_after_num_failed"),
+            witnesses=operation.witnesses,
         )
         log.info(
             "keeping %d to %d workers in the pool %s for %s",
@@ -362,11 +376,28 @@ def _keep(pool: Pool, alarm: Alarm) -> int:
                 return 1
             log.info("%s", decision.summary())
             return 0
+        operation.systemd.tell(READY, f"STATUS=keeping the pool {pool.name}")
         restart = manager.run()
-        log.info("%s: the workers stay", "restarting" if restart else "leaving")
+        if settings["terminate_on_exit"] and not restart:
+            operation.systemd.tell(STOPPING, "STATUS=ending the workers")
+            _end_workers(pool.name, backend, ledger, alarm)
+        else:
+            if not restart:  # systemd would have this process end, and not start anew
+                operation.systemd.tell(STOPPING)
+            log.info("%s: the workers stay", "restarting" if restart else "leaving")
     if restart:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     return 0
+
+
+def _end_workers(pool: str, backend: Backend, ledger: Ledger, alarm: Alarm) -> None:
+    """Raises WorkersLeft. Another signal ends the process at once."""
+    from manager.terminate_all import Termination
+    from manager.watchdog import at_most
+
+    alarm.let_go()
+    with at_most(LEAVING_SECONDS):
+        Termination(backend, ledger, pool).carry_out()
 
 
 def _kept_settings(pool: Pool) -> dict[str, Any]:
@@ -375,7 +406,7 @@ def _kept_settings(pool: Pool) -> dict[str, Any]:
     An option whose input a terminal would hide is a secret, and is kept nowhere.
     """
     left_out = {"home", "verbose", "output", "plan", "dry_run", "once", "temp_session"}
-    left_out |= {"password_file"}
+    left_out |= {"password_file", "metrics_host", "metrics_port", "log_format"}
     own = registry.load(pool.backend_name).options()
     left_out |= {option.name for option in own if option.name and option.hide_input}
     return {name: value for name, value in pool.settings.items() if name not in left_out}

@@ -259,8 +259,7 @@ class Cache:
                     unpack(stream, content, read_only=True)  # type: ignore[arg-type]
                 else:
                     _receive_file(transfer.chunks(), content, download)
-            make_read_only(content)
-            size_bytes, files = measure_tree(content)
+            size_bytes, files = make_read_only(content)
             _write_about(place, _About(uuid, path, size_bytes, files, [boot_id()]))
             return self._commit(place, name)
         finally:

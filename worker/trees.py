@@ -115,18 +115,25 @@ def measure_tree(path: Path) -> tuple[int, int]:
     return size_bytes, files
 
 
-def make_read_only(path: Path) -> None:
-    """Take away every right to write: a reminder to runs, and a barrier to all but root."""
+def make_read_only(path: Path) -> tuple[int, int]:
+    """Take away every right to write: a reminder to runs, and a barrier to all but root.
+
+    Returns what ``measure_tree`` does, in the same walk.
+    """
+    size_bytes = files = 0
     todo = [os.fspath(path)]
     while todo:
         current = todo.pop()
-        mode = os.lstat(current).st_mode
-        if stat.S_ISLNK(mode):
-            continue
+        status = os.lstat(current)
+        mode = status.st_mode
         if stat.S_ISDIR(mode):
             with os.scandir(current) as entries:
                 todo += [entry.path for entry in entries]
             mode |= stat.S_IRUSR | stat.S_IXUSR
-        elif not mode & 0o222:
-            continue
+        else:
+            size_bytes += status.st_size
+            files += 1
+            if stat.S_ISLNK(mode) or not mode & 0o222:
+                continue
         os.chmod(current, stat.S_IMODE(mode) & ~0o222)
+    return size_bytes, files

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 HEAVY = ("httpx", "rich", "sqlalchemy", "starlette", "pydantic", "orjson", "psutil", "sqlite3")
+HEAVY += ("prometheus_client", "wsgiref")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from bundles.archive import CHUNK_BYTES, ChunkStream, check_path, pack, unpack
+from bundles.archive import CHUNK_BYTES, ChunkStream, _Member, check_path, header_of, pack, unpack
 from bundles.errors import UsageError
 
 
@@ -340,3 +340,42 @@ def test_an_error_of_the_stream_is_not_taken_for_damage(tree: Path, tmp_path: Pa
 def test_a_path_that_leaves_the_bundle_is_refused(path: str) -> None:
     with pytest.raises(UsageError, match="leaves"):
         check_path(path)
+
+
+@pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
+@pytest.mark.parametrize("damage", [None, 0, 50, 101, 130, 140, 150, 156, 157, 200, 345, 400])
+def test_a_header_that_is_read_fast_says_what_tarfile_reads_in_it(
+    form: int, damage: int | None
+) -> None:
+    def read(kind: type[tarfile.TarInfo], header: bytes) -> object:
+        try:
+            member = kind.frombuf(header, "utf-8", "surrogateescape")
+        except tarfile.HeaderError as error:
+            return str(error)
+        return member.name, member.mode, member.size, member.mtime, member.type, member.linkname
+
+    names = ("a", "d/" * 60 + "f", "ä" * 40, "n" * 99, "n" * 100)
+    for name, size_bytes in zip(names, (0, 1, 3000, 8**11 - 1, 7), strict=True):
+        member = tarfile.TarInfo(name)
+        member.size, member.mode, member.mtime = size_bytes, 0o755, 1_700_000_000
+        blocks = member.tobuf(form, "utf-8", "surrogateescape")
+        header = bytearray(blocks[-tarfile.BLOCKSIZE :])
+        for value in (0, ord("8"), ord("-"), ord(" "), 0xFF) if damage is not None else (0,):
+            changed = bytearray(header)
+            if damage is not None:
+                changed[damage] = value
+            for is_checked in (False, True):
+                if is_checked:
+                    changed[148:156] = b"%06o\0 " % (sum(changed[:148]) + sum(changed[156:]) + 256)
+                expected = read(tarfile.TarInfo, bytes(changed))
+                assert read(_Member, bytes(changed)) == expected
+
+
+@pytest.mark.parametrize("name", ["a", "d/f", "n" * 100, "n" * 101, "d/" * 60 + "f", "ä"])
+@pytest.mark.parametrize("size_bytes", [0, 1, 8**11 - 1, 8**11])
+@pytest.mark.parametrize("mtime", [-1, 0, 1_700_000_000, 8**11 - 1, 8**11])
+def test_a_header_that_is_made_fast_is_tarfile_s(name: str, size_bytes: int, mtime: int) -> None:
+    member = tarfile.TarInfo(name)
+    member.size, member.mtime = size_bytes, mtime
+    for member.mode in (0, 0o644, 0o7777):
+        assert header_of(member) == member.tobuf(tarfile.PAX_FORMAT)

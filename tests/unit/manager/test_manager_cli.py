@@ -40,6 +40,10 @@ def _nobody_in_particular(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
         ("local-process --server localhost:2900", "is not an address"),
         ("local-process --password-file /no/such/file", "cannot be read"),
         ("local-process -o json", "goes with --plan"),
+        ("local-process --once --metrics-port 0", "--metrics-port serves nobody with --once"),
+        ("local-process --once --terminate-on-exit", "goes without --once"),
+        ("local-process --metrics-port 65536", "not in the range"),
+        ("local-process --log-format xml", "'xml' is not one of"),
         ("no-such-backend", "No such command 'no-such-backend'"),
         ("--max 3", "name a backend or a command: local-process"),
         ("status --pool never", "never"),
@@ -89,7 +93,8 @@ def test_the_help_of_a_backend_shows_every_option_of_cl_worker_manager(
         *("worker-exit-after-num-runs", "worker-pass-down-termination"),
         *("worker-exit-on-exception", "worker-tag-exclusive", "worker-group"),
         *("worker-executable", "worker-shared-memory-size-gb", "worker-preemptible"),
-        *("min", "max", "plan", "pool", "cpus", "gpus", "memory-mb"),
+        *("min", "max", "plan", "pool", "cpus", "gpus", "memory-mb", "terminate-on-exit"),
+        *("metrics-port", "metrics-host", "log-format"),
     ):
         assert f"--{option}" in shown
 

@@ -92,7 +92,7 @@ def test_what_is_read_only_has_no_right_to_write_and_outside_is_left_alone(
     (tmp_path / "t" / "d" / "f").write_text("x")
     (tmp_path / "outside").write_text("x")
     (tmp_path / "t" / "link").symlink_to(tmp_path / "outside")
-    make_read_only(tmp_path / "t")
+    assert make_read_only(tmp_path / "t") == measure_tree(tmp_path / "t")
     for path in (tmp_path / "t", tmp_path / "t" / "d", tmp_path / "t" / "d" / "f"):
         assert path.stat().st_mode & 0o222 == 0
     assert (tmp_path / "outside").stat().st_mode & 0o200
