@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import TypeVar
 
 import tenacity
@@ -54,6 +56,19 @@ def patiently(
         retry=tenacity.retry_if_exception(_may_pass),
         reraise=True,
     )(attempt)
+
+
+def retry_after_seconds(value: str | None) -> float | None:
+    """What a Retry-After header says: seconds, or a date (RFC 9110, 10.2.3). None: nothing."""
+    said = (value or "").strip()
+    try:
+        return max(0.0, float(said))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, (parsedate_to_datetime(said) - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError):
+        return None
 
 
 def _may_pass(error: BaseException) -> bool:

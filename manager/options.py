@@ -168,9 +168,10 @@ def check_together(settings: dict[str, Any]) -> None:
             f"--min-workers {low} is more than --max-workers {high}: lower the one or raise the "
             "other"
         )
-    if settings["once"] and settings["metrics_port"] is not None:
+    is_once = settings.get("once")  # `doctor` has no such option
+    if is_once and settings["metrics_port"] is not None:
         raise click.UsageError("--metrics-port serves nobody with --once: leave one of them out")
-    if settings["once"] and settings["terminate_on_exit"]:
+    if is_once and settings["terminate_on_exit"]:
         raise click.UsageError("--terminate-on-exit goes without --once, which leaves at once")
     if settings["worker_tag_exclusive"] and not settings["worker_tag"]:
         raise click.UsageError("--worker-tag-exclusive needs a --worker-tag to be exclusive to")

@@ -15,8 +15,8 @@ from typing import Any
 
 import tenacity
 
+from backends.addresses import is_loopback
 from backends.aws_batch.errors import backend_error, is_unknown_identity, was_never_sent
-from backends.aws_batch.options import is_loopback
 from backends.base import Invalid, Throttled, Unauthorized, Unreachable
 
 DEFAULT_REGION = "us-east-1"

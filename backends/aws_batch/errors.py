@@ -7,8 +7,6 @@ nothing of anyone, and imports the SDK only once it has raised.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 
 from backends.base import (
     BackendError,
@@ -19,6 +17,7 @@ from backends.base import (
     Unauthorized,
     Unreachable,
 )
+from backends.patience import retry_after_seconds
 
 _CODES: dict[str, type[BackendError]] = {
     "Throttling": Throttled,
@@ -124,7 +123,7 @@ def backend_error(error: Exception, doing: str) -> BackendError:
         sentence = f"{doing}: AWS says {code or status}" + (f", {message}" if message else "")
         mapped = by_code(code, sentence, status)
         if isinstance(mapped, Throttled):
-            mapped.retry_after_seconds = _retry_after_seconds(_headers(error))
+            mapped.retry_after_seconds = retry_after_seconds(_headers(error).get("retry-after"))
         return mapped
     said_by_sdk = _one_line(str(error)) or type(error).__name__
     if _is_one_of(error, _NO_CREDENTIALS):
@@ -167,19 +166,6 @@ def _headers(error: Exception) -> Mapping[str, str]:
     metadata = getattr(error, "response", {}).get("ResponseMetadata", {})
     headers: Mapping[str, str] = metadata.get("HTTPHeaders") or {}
     return headers
-
-
-def _retry_after_seconds(headers: Mapping[str, str]) -> float | None:
-    """What the service said on when to come again: seconds, or a date (RFC 9110, 10.2.3)."""
-    value = str(headers.get("retry-after") or "").strip()
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):
-        return None
 
 
 def _one_line(text: str) -> str:

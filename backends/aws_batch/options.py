@@ -5,15 +5,14 @@ Named as cl-worker-manager names them where it has them. Asks nothing of anyone.
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 import click
 
+from backends.addresses import check_url
 from backends.base import Invalid
 from backends.resources import resource_options
 
@@ -162,31 +161,10 @@ class AwsSettings:
         if read.memory_mb < LEAST_MEMORY_MB:
             raise Invalid(f"--memory-mb {read.memory_mb} is too little: {LEAST_MEMORY_MB} or more")
         if read.endpoint is not None:
-            _check_endpoint(read.endpoint)
+            check_url("--endpoint", read.endpoint)
         return read
-
-
-def is_loopback(url: str) -> bool:
-    """Whether a URL leads to this machine alone."""
-    host = urlsplit(url).hostname or ""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _check(option: str, value: str | None, pattern: re.Pattern[str], wanted: str) -> None:
     if value is not None and not pattern.fullmatch(value):
         raise Invalid(f"{option} {value!r} cannot be used: give {wanted}")
-
-
-def _check_endpoint(url: str) -> None:
-    try:
-        parts = urlsplit(url)
-        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        good = False
-    if not good:
-        raise Invalid(f"--endpoint {url!r} is no URL: it starts with https://")
-    if parts.scheme == "http" and not is_loopback(url):
-        raise Invalid(f"--endpoint {url!r} would show credentials to the network: use https")

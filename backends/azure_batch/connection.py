@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
+from backends.addresses import is_loopback
 from backends.azure_batch.errors import backend_error
 from backends.azure_batch.options import (
     ACCOUNT_KEY_VARIABLE,
     AzureSettings,
-    is_loopback,
 )
 from backends.base import Invalid, Unauthorized
 from backends.patience import patiently

@@ -6,9 +6,6 @@ common codes. Asks nothing of anyone, and imports the SDKs only once one of them
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
-
 from backends.azure_batch.words import first_line, word
 from backends.base import (
     BackendError,
@@ -19,6 +16,7 @@ from backends.base import (
     Unauthorized,
     Unreachable,
 )
+from backends.patience import retry_after_seconds
 
 _CODES: dict[str, type[BackendError]] = {
     "ServerBusy": Throttled,
@@ -83,7 +81,8 @@ def backend_error(error: Exception, doing: str) -> BackendError | None:
         sentence = f"{doing}: Azure says {code or status}" + (f", {said}" if said else "")
         mapped = by_code(code, sentence, status)
         if isinstance(mapped, Throttled):
-            mapped.retry_after_seconds = _retry_after_seconds(error)
+            headers = getattr(error.response, "headers", None) or {}
+            mapped.retry_after_seconds = retry_after_seconds(headers.get("Retry-After"))
         return mapped
     if isinstance(error, ClientAuthenticationError):
         return Unauthorized(
@@ -91,17 +90,3 @@ def backend_error(error: Exception, doing: str) -> BackendError | None:
             "(set the account's key, or log in: az login)"
         )
     return Unreachable(f"{doing}: no answer from Azure: {first_line(error)}")
-
-
-def _retry_after_seconds(error: object) -> float | None:
-    """What the service said on when to come again: seconds, or a date (RFC 9110, 10.2.3)."""
-    headers = getattr(getattr(error, "response", None), "headers", None) or {}
-    value = str(headers.get("Retry-After") or "").strip()
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):
-        return None

@@ -6,7 +6,6 @@ of accounts come from is told here, and read in `connection` and `storage` when 
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from urllib.parse import urlsplit
 
 import click
 
+from backends.addresses import check_url
 from backends.base import Invalid
 from backends.resources import resource_options
 
@@ -115,7 +115,7 @@ class AzureSettings:
     def read(cls, settings: Mapping[str, Any]) -> AzureSettings:
         """Raises Invalid, which names the option."""
         read = cls(**{name: settings[name] for name in cls.__slots__ if name in settings})
-        _check_url("--service-url", read.service_url)
+        check_url("--service-url", read.service_url)
         for option, value in (("--job-id", read.job_id), ("--pool-id", read.pool_id)):
             if value is not None and not _ID_PATTERN.fullmatch(value):
                 raise Invalid(f"{option} {value!r} is no id: up to 64 letters, digits, - and _")
@@ -146,25 +146,8 @@ class AzureSettings:
         return read
 
 
-def is_loopback(url: str) -> bool:
-    """Whether a URL leads to this machine alone."""
-    host = urlsplit(url).hostname or ""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _check_url(option: str, url: str) -> None:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise Invalid(f"{option} {_bare(url)!r} is no URL: it starts with https://")
-    if parts.scheme == "http" and not is_loopback(url):
-        raise Invalid(f"{option} {_bare(url)!r} would show credentials to the network: use https")
-
-
 def _check_container(option: str, url: str) -> None:
-    _check_url(option, url)
+    check_url(option, url)
     if not urlsplit(url).path.strip("/"):
         raise Invalid(
             f"{option} {_bare(url)!r} names no container: "

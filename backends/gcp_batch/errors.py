@@ -17,6 +17,7 @@ from backends.base import (
     Unauthorized,
     Unreachable,
 )
+from backends.patience import retry_after_seconds
 
 _REASONS: dict[str, type[BackendError]] = {
     "RATE_LIMIT_EXCEEDED": Throttled,
@@ -70,10 +71,8 @@ def _call_error(error: object, doing: str) -> BackendError:
     reason = str(getattr(error, "reason", None) or "")
     message = str(getattr(error, "message", "") or "")
     kind = _REASONS.get(reason)
-    if kind is None and code in (403, 429):
+    if kind is None and code == 429:
         kind = next((k for words, k in _WORDS if re.search(words, message, re.IGNORECASE)), None)
-        if code == 403 and kind is Throttled:
-            kind = None if not reason else Throttled
     if kind is None:
         kind = _CODES.get(code)
     if kind is None:
@@ -98,10 +97,7 @@ def _retry_after_seconds(error: object) -> float | None:
         elif hasattr(detail, "retry_delay"):
             return float(detail.retry_delay.seconds + detail.retry_delay.nanos / 1e9)
     headers = getattr(getattr(error, "response", None), "headers", None) or {}
-    try:
-        return max(0.0, float(headers.get("Retry-After") or ""))
-    except (TypeError, ValueError):
-        return None
+    return retry_after_seconds(headers.get("Retry-After"))
 
 
 def _line(text: object) -> str:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 import click
 
+from backends.addresses import check_url
 from backends.base import Invalid
 from backends.resources import resource_options
 
@@ -154,26 +153,9 @@ class GcpSettings:
             ("--logging-endpoint", read.logging_endpoint),
         ):
             if url is not None:
-                _check_url(option, url)
+                check_url(option, url)
         return read
 
     @property
     def parent(self) -> str:
         return f"projects/{self.project}/locations/{self.region}"
-
-
-def is_loopback(url: str) -> bool:
-    """Whether a URL leads to this machine alone."""
-    host = urlsplit(url).hostname or ""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _check_url(option: str, url: str) -> None:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise Invalid(f"{option} {url!r} is no URL: it starts with https://")
-    if parts.scheme == "http" and not is_loopback(url):
-        raise Invalid(f"{option} {url!r} would show credentials to the network: use https")

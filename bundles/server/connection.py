@@ -6,6 +6,8 @@ part of any request.
 
 from __future__ import annotations
 
+from email.utils import formatdate
+
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 
@@ -18,3 +20,12 @@ class Connection(HttpToolsProtocol):
             if not data:
                 return
         super().data_received(data)
+
+    def on_headers_complete(self) -> None:
+        """Answers say what time it is here. uvicorn's own way needs its clock, which ticks ten
+        times a second; this is asked when somebody asks."""
+        self.server_state.default_headers = [
+            (b"date", formatdate(usegmt=True).encode()),
+            *self.config.encoded_headers,
+        ]
+        super().on_headers_complete()

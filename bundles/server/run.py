@@ -134,6 +134,7 @@ async def _run(
             log_config=None,
             log_level=logging.WARNING,
             server_header=False,
+            date_header=False,  # see Connection
             headers=[("Bundles-Features", FEATURES)],
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=ENDING_SECONDS,
@@ -186,7 +187,6 @@ class _Server(uvicorn.Server):
         await self._serve(sockets)
 
     async def main_loop(self) -> None:
-        self.server_state.default_headers = self.config.encoded_headers
         self._on_start()
         await self._ended.wait()
         self._service.end_waits()

@@ -6,7 +6,9 @@ import contextlib
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
@@ -208,3 +210,11 @@ def test_an_unexpected_method_or_path_is_a_sentence(server: Server) -> None:
         reply = httpx.request(method, server.url + path, trust_env=False)
         assert reply.status_code == status
         assert path in reply.text
+
+
+def test_every_answer_says_what_time_it_is_at_the_server(server: Server) -> None:
+    for path in ("user", "nothing-here"):
+        answer = httpx.get(f"{server.url}/rest/{path}")
+        said = parsedate_to_datetime(answer.headers["Date"]).timestamp()
+        assert abs(said - time.time()) < 60
+        assert len(answer.headers.get_list("Date")) == 1

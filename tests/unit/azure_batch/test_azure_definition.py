@@ -89,10 +89,10 @@ def test_a_container_has_its_resources_the_engine_and_no_gpu_that_was_not_asked_
 
 
 def test_a_work_directory_of_the_user_s_is_the_same_place_inside_and_outside() -> None:
-    context = Context(Path("/nowhere"), CONTEXT.owner, "p", work_directory_prefix="/mnt/work/")
-    assert definition.work_directory(context) == f"/mnt/work/{KEY}"
+    context = Context(Path("/nowhere"), CONTEXT.owner, "p", work_directory_prefix="/scratch/")
+    assert definition.work_directory(context) == f"/scratch/{KEY}"
     options = definition.task(request("w"), context, SETTINGS)["containerSettings"]
-    place = "/mnt/work/p-1-0badcafe"
+    place = "/scratch/p-1-0badcafe"
     assert f"--volume {place}:{place}" in options["containerRunOptions"]
 
 

@@ -25,8 +25,8 @@ def run(*words: str, index: str | None) -> subprocess.CompletedProcess[str]:
 def test_every_child_has_a_key_of_its_own_wherever_one_belongs() -> None:
     for index in range(3):
         key = f"my_pool-{40 + index}-0123abcd"
-        said = run(KEY, f"/work/{KEY}/a b", f"{KEY}{KEY}", index=str(index)).stdout
-        assert said == f"<{key}>\n</work/{key}/a b>\n<{key}{key}>\n"
+        said = run(KEY, f"/scratch/{KEY}/a b", f"{KEY}{KEY}", index=str(index)).stdout
+        assert said == f"<{key}>\n</scratch/{key}/a b>\n<{key}{key}>\n"
 
 
 def test_every_other_word_is_taken_as_it_is() -> None:
