@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 POOL_PATTERN = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]{0,46}[A-Za-z0-9])?")
 """What a pool may be called: its name ends up in job names, labels and directory names."""
@@ -322,4 +322,19 @@ class Backend(Protocol):
 
     def logs(self, job_id: str) -> str:
         """The worker's own output, the last MiB of it. Raises BackendError; Invalid: no such."""
+        ...
+
+
+@runtime_checkable
+class OfAccount(Protocol):
+    """A backend may say, beside the rest of the contract, whose calls its calls are counted with.
+
+    Services bound how often an account may call them: pools of one account share one pace of
+    calls (see manager.governor). One that does not say has a pace of its own.
+    """
+
+    @property
+    def account(self) -> str | None:
+        """The same text for all pools that the service counts together; None when nobody counts
+        the calls, since they do not leave this machine. No I/O, and no secret in it."""
         ...

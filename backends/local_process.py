@@ -130,6 +130,10 @@ class LocalProcess:
         )
 
     @property
+    def account(self) -> str | None:
+        return None
+
+    @property
     def work_directory(self) -> str:
         prefix = self._context.work_directory_prefix
         if prefix:

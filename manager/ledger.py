@@ -18,7 +18,7 @@ from typing import Any
 
 from backends.base import EndCause, Job, JobState, LaunchKey
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 BUSY_SECONDS = 10.0
 KEPT_SECONDS = 30 * 86400.0
 """Launches that ended longer ago are forgotten."""
@@ -44,14 +44,32 @@ CREATE TABLE launch (
     ended REAL,
     exit_code INTEGER,
     why TEXT,
-    cause TEXT                    -- backends.base.EndCause
+    cause TEXT,                   -- backends.base.EndCause
+    error_kind TEXT,              -- the class of the error, of backends.base
+    started REAL,                 -- its job runs
+    registered REAL,              -- the server knows the worker
+    first_bundle REAL,
+    draining REAL,                -- told to take no more
+    given_up REAL,                -- ended by us, for it never registered
+    last_words TEXT               -- the end of its output, of one that was given up
 );
 CREATE INDEX launch_open ON launch (pool) WHERE outcome IS NULL;
 CREATE INDEX launch_by_sequence ON launch (pool, sequence);
 """
 
-_MIGRATIONS = {1: "ALTER TABLE launch ADD COLUMN cause TEXT"}
-"""From each earlier version to the next."""
+_MIGRATIONS = {
+    1: ("cause TEXT",),
+    2: (
+        "error_kind TEXT",
+        "started REAL",
+        "registered REAL",
+        "first_bundle REAL",
+        "draining REAL",
+        "given_up REAL",
+        "last_words TEXT",
+    ),
+}
+"""The columns of a launch that each version lacks and the next one has."""
 
 
 class Outcome(StrEnum):
@@ -77,6 +95,7 @@ class Launch:
     exit_code: int | None = None
     why: str | None = None
     cause: EndCause | None = None
+    draining: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +165,8 @@ class Ledger:
                     if statement.strip():
                         self._database.execute(statement)
             for earlier in range(max(version, 1), SCHEMA_VERSION):
-                if version:
-                    self._database.execute(_MIGRATIONS[earlier])
+                for column in _MIGRATIONS[earlier] if version else ():
+                    self._database.execute(f"ALTER TABLE launch ADD COLUMN {column}")
             if version < SCHEMA_VERSION:
                 self._database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
@@ -262,6 +281,19 @@ class Ledger:
             [(now, None, "no longer listed", EndCause.UNKNOWN, str(key)) for key in keys]
         )
 
+    def record_draining(self, keys: Iterable[LaunchKey], now: float) -> None:
+        """Write down that workers were told to take no more; the first time stands."""
+        self._mark("draining", dict.fromkeys(keys, now))
+
+    def _mark(self, column: str, times: Mapping[LaunchKey, float]) -> None:
+        if not times:
+            return
+        with self._transaction():
+            self._database.executemany(
+                f"UPDATE launch SET {column} = ? WHERE key = ? AND {column} IS NULL",
+                [(when, str(key)) for key, when in times.items()],
+            )
+
     def _write_ends(
         self, ends: Sequence[tuple[float, int | None, str, EndCause | None, str]]
     ) -> None:
@@ -320,6 +352,8 @@ def _launch(row: sqlite3.Row) -> Launch:
     key = LaunchKey.parse(row["key"])
     if key is None:
         raise sqlite3.DatabaseError(f"the ledger holds {row['key']!r}, which is no launch key")
+    # One who only reads may meet a ledger of an earlier version.
+    later = dict(row)
     return Launch(
         key=key,
         requested=row["requested"],
@@ -329,8 +363,8 @@ def _launch(row: sqlite3.Row) -> Launch:
         ended=row["ended"],
         exit_code=row["exit_code"],
         why=row["why"],
-        # One who only reads may meet a ledger of an earlier version.
-        cause=EndCause(cause) if (cause := dict(row).get("cause")) else None,
+        cause=EndCause(cause) if (cause := later.get("cause")) else None,
+        draining=later.get("draining"),
     )
 
 

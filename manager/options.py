@@ -8,14 +8,39 @@ from typing import Any
 import click
 
 from backends.base import POOL_PATTERN
+from bundles.home import HOME_VARIABLE, SERVER_VARIABLE
 
-TAG_PATTERN = re.compile(r"[A-Za-z0-9-]+")
+
+class Word(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.4
+    """A text of a given form. ``called``: what it is not, when it has another."""
+
+    name = "text"
+
+    def __init__(self, pattern: re.Pattern[str], called: str, remedy: str) -> None:
+        self.pattern = pattern
+        self._called = called
+        self._remedy = remedy
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not self.pattern.fullmatch(value):
+            self.fail(f"{value!r} is not {self._called}: {self._remedy}", param, ctx)
+        return str(value)
+
+
+TAG = Word(re.compile(r"[A-Za-z0-9-]+"), "a tag", "write letters, digits and hyphens")
+POOL_NAME = Word(POOL_PATTERN, "a name for a pool", "write up to 48 letters, digits, - and _")
 
 
 def connection_options() -> list[click.Option]:
     """Where things are: for every command."""
     return [
-        _option("--home", metavar="DIRECTORY", help="Where the ledger, jobs and journal are."),
+        _option(
+            "--home",
+            metavar="DIRECTORY",
+            envvar=HOME_VARIABLE,
+            show_envvar=True,
+            help="Where the ledger, jobs and journal are.",
+        ),
         _option("--verbose", is_flag=True, help="Say more; show where an error came from."),
     ]
 
@@ -24,23 +49,24 @@ def pool_options() -> list[click.Option]:
     """Everything that a backend command takes beside the backend's own options."""
     return [
         *connection_options(),
-        _option("--server", metavar="URL", help="The server of bundles."),
+        *set_options(),
+        *own_options(),
+        *look_options(),
+        *worker_options(),
+    ]
+
+
+def set_options() -> list[click.Option]:
+    """What concerns all the pools that one manager keeps; a pools file says it once."""
+    return [
+        _option(
+            "--server",
+            metavar="URL",
+            envvar=SERVER_VARIABLE,
+            show_envvar=True,
+            help="The server of bundles.",
+        ),
         _option("--password-file", metavar="FILE", help="User and password for it, mode 0600."),
-        _option("--pool", metavar="NAME", callback=_check_pool, help="Name of this pool of jobs."),
-        _option(
-            "--min-workers",
-            "--min",
-            type=click.IntRange(min=0),
-            default=1,
-            help="Never fewer workers than this.",
-        ),
-        _option(
-            "--max-workers",
-            "--max",
-            type=click.IntRange(min=0),
-            default=10,
-            help="Never more workers than this.",
-        ),
         _option(
             "--search",
             multiple=True,
@@ -48,21 +74,10 @@ def pool_options() -> list[click.Option]:
             help="Only bundles that these keywords select, too.",
         ),
         _option(
-            "--no-prefilter",
-            is_flag=True,
-            help="Also count bundles that no worker of this pool can run.",
-        ),
-        _option(
             "--sleep-time",
             type=click.FloatRange(min=0.1),
             default=5,
             help="Seconds between looks at what cannot tell by itself.",
-        ),
-        _option(
-            "--min-seconds-between-workers",
-            type=click.FloatRange(min=0),
-            default=0,
-            help="Above 0: one launch at most in so many seconds, except below the minimum.",
         ),
         _option(
             "--restart-after-seconds",
@@ -93,6 +108,84 @@ def pool_options() -> list[click.Option]:
             default="text",
             help="How the log is written.",
         ),
+    ]
+
+
+def own_options() -> list[click.Option]:
+    """What concerns one pool, whatever its backend."""
+    return [
+        _option("--pool", metavar="NAME", type=POOL_NAME, help="Name of this pool of jobs."),
+        _option(
+            "--min-workers",
+            "--min",
+            type=click.IntRange(min=0),
+            default=1,
+            help="Never fewer workers than this.",
+        ),
+        _option(
+            "--max-workers",
+            "--max",
+            type=click.IntRange(min=0),
+            default=10,
+            help="Never more workers than this.",
+        ),
+        _option(
+            "--no-prefilter",
+            is_flag=True,
+            help="Also count bundles that no worker of this pool can run.",
+        ),
+        _option(
+            "--min-seconds-between-workers",
+            type=click.FloatRange(min=0),
+            default=0,
+            help="Above 0: one launch at most in so many seconds, except below the minimum.",
+        ),
+        _option(
+            "--max-launches-per-minute",
+            type=click.IntRange(min=1),
+            help="No more launches in any minute, except below the minimum.",
+        ),
+        _option(
+            "--drain-grace-seconds",
+            type=click.FloatRange(min=0),
+            default=3600,
+            help="A worker that is to take no more bundles has so long for those that it has.",
+        ),
+        _option(
+            "--price-per-hour",
+            type=click.FloatRange(min=0),
+            metavar="NUMBER",
+            help="What one worker costs an hour, in the currency of the budgets.",
+        ),
+        _option(
+            "--budget-per-hour",
+            type=click.FloatRange(min=0),
+            metavar="NUMBER",
+            help="No launch that would make this pool cost more in an hour.",
+        ),
+        _option(
+            "--budget-per-day",
+            type=click.FloatRange(min=0),
+            metavar="NUMBER",
+            help="… in a day.",
+        ),
+        _option(
+            "--budget-per-month",
+            type=click.FloatRange(min=0),
+            metavar="NUMBER",
+            help="… in a month.",
+        ),
+        _option(
+            "--patience-seconds",
+            type=click.FloatRange(min=0),
+            help="In a set: work of workers pending longer than this goes to the next pool.",
+        ),
+    ]
+
+
+def look_options() -> list[click.Option]:
+    """What this start of the command is for: said by nobody but who starts it."""
+    return [
         _option("--once", is_flag=True, help="Look, act, and end."),
         _option("--plan", is_flag=True, help="Say what the next look would do, and do nothing."),
         _option(
@@ -112,7 +205,6 @@ def pool_options() -> list[click.Option]:
             is_flag=True,
             help="Taken for old command lines; no session is ever kept on disk.",
         ),
-        *worker_options(),
     ]
 
 
@@ -120,7 +212,7 @@ def worker_options() -> list[click.Option]:
     """What is handed on to every worker."""
     return [
         _option("--worker-executable", metavar="COMMAND", help="The worker, instead of our own."),
-        _option("--worker-tag", callback=_check_tag, help="Run bundles queued for this tag, too."),
+        _option("--worker-tag", type=TAG, help="Run bundles queued for this tag, too."),
         _option("--worker-tag-exclusive", is_flag=True, help="Run those only."),
         _option("--worker-group", help="Run bundles of this group's members, too."),
         _option(
@@ -181,24 +273,6 @@ def _option(*names: str, **attributes: Any) -> click.Option:
     if attributes.get("default") is not None:
         attributes.setdefault("show_default", True)
     return click.Option(list(names), **attributes)
-
-
-def _check_tag(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
-    if value is not None and not TAG_PATTERN.fullmatch(value):
-        raise click.BadParameter(
-            f"{value!r} is not a tag: write letters, digits and hyphens", context, option
-        )
-    return value
-
-
-def _check_pool(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
-    if value is not None and not POOL_PATTERN.fullmatch(value):
-        raise click.BadParameter(
-            f"{value!r} is not a name for a pool: write up to 48 letters, digits, - and _",
-            context,
-            option,
-        )
-    return value
 
 
 def _check_size(context: click.Context, option: click.Parameter, value: str | None) -> str | None:

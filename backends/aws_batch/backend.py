@@ -101,6 +101,12 @@ class AwsBatch:
         )
 
     @property
+    def account(self) -> str | None:
+        """As far as the options tell: two profiles of one account count as two."""
+        settings = self._settings
+        return " ".join(filter(None, (settings.endpoint, settings.profile, settings.region)))
+
+    @property
     def work_directory(self) -> str:
         return f"{self._work_directory_root}/{KEY}"
 

@@ -82,6 +82,10 @@ class AzureBatch:
         )
 
     @property
+    def account(self) -> str | None:
+        return self._settings.service_url
+
+    @property
     def work_directory(self) -> str:
         return definition.work_directory(self._context)
 

@@ -92,6 +92,10 @@ class GcpBatch:
         )
 
     @property
+    def account(self) -> str | None:
+        return self._settings.parent
+
+    @property
     def work_directory(self) -> str:
         return definition.work_directory(self._context)
 

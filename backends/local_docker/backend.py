@@ -93,6 +93,10 @@ class LocalDocker:
         )
 
     @property
+    def account(self) -> str | None:
+        return self._engine.address
+
+    @property
     def work_directory(self) -> str:
         return str(self._work(KEY))
 

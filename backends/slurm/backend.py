@@ -95,6 +95,11 @@ class Slurm:
         )
 
     @property
+    def account(self) -> str | None:
+        """The cluster, by the configuration that its commands read."""
+        return self._context.environment.get("SLURM_CONF", "")
+
+    @property
     def work_directory(self) -> str:
         prefix = self._context.work_directory_prefix
         if prefix:

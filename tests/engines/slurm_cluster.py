@@ -29,6 +29,7 @@ NODE_CPUS = 4
 NODE_MEMORY_MB = 4000
 MIN_JOB_AGE_SECONDS = 300
 
+# A credential's life is also how long a requeued job waits before it may start again.
 _CONFIGURATION = r"""
 ClusterName=tests
 SlurmctldHost={host}(127.0.0.1)
@@ -36,7 +37,7 @@ SlurmctldPort={port}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket={directory}/munge.socket
+AuthInfo=cred_expire=20,socket={directory}/munge.socket
 CredType=cred/munge
 StateSaveLocation={directory}/state
 SlurmdSpoolDir={directory}/spool/%n

@@ -146,17 +146,10 @@ def test_a_requeued_job_waits_again_and_its_worker_starts_anew(pool: Pool) -> No
     pool.cluster.command("scontrol", "requeue", job.id)
     eventually(lambda: pool.job(job).state is JobState.PENDING)
     eventually(lambda: pool.job(job).why == "BeginTime")
-    asked = [0.0]
-
-    def runs_again() -> bool:
-        # Two minutes later, of its own accord; asked too often, Slurm begins anew each time.
-        is_due = time.monotonic() - asked[0] > 10
-        if is_due and pool.job(job).why == "BeginTime":
-            asked[0] = time.monotonic()
-            pool.update(job, "starttime=now")
-        return pool.backend.logs(job.id).count(f"running {job.key}\n") == 2
-
-    eventually(runs_again, "the worker starts anew")
+    eventually(
+        lambda: pool.backend.logs(job.id).count(f"running {job.key}\n") == 2,
+        "the worker starts anew",
+    )
     # What the first life has left is not taken for the end of the second.
     eventually(lambda: pool.job(job).state is JobState.ACTIVE, "Slurm says so, too")
     assert pool.job(job).exit_code is None

@@ -151,11 +151,22 @@ def test_a_ledger_of_the_version_before_is_carried_on(tmp_path: Path, clock: Clo
     assert reader is not None
     with reader:
         assert reader.recent("p", 1)[0].cause is None
+        assert reader.recent("p", 1)[0].draining is None
     with Ledger(path, clock=clock) as ledger:
         (launch,) = ledger.running("p")
         ended = job(launch.key, JobState.ENDED, ended=995.0, cause=EndCause.PREEMPTED)
         assert ledger.record_ends([ended]) == [ended]
         assert ledger.recent("p", 1)[0].cause is EndCause.PREEMPTED
-        assert ledger.intend("p", 1)[0].sequence == 2
+        (second,) = ledger.intend("p", 1)
+        assert second.sequence == 2
+        ledger.record_draining([second], 1100.0)
     with Ledger(path, clock=clock) as again:
         assert again.recent("p", 2)[1].cause is EndCause.PREEMPTED
+        assert again.recent("p", 2)[0].draining == 1100.0
+
+
+def test_a_worker_drains_since_it_was_told_first(ledger: Ledger) -> None:
+    (key,) = ledger.intend("p", 1)
+    ledger.record_draining([key], 1100.0)
+    ledger.record_draining([key], 1200.0)
+    assert ledger.recent("p", 1)[0].draining == 1100.0
