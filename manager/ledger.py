@@ -20,8 +20,8 @@ from backends.base import EndCause, Job, JobState, LaunchKey
 
 SCHEMA_VERSION = 3
 BUSY_SECONDS = 10.0
-KEPT_SECONDS = 30 * 86400.0
-"""Launches that ended longer ago are forgotten."""
+KEPT_SECONDS = 35 * 86400.0
+"""Launches that ended longer ago are forgotten; what the longest month cost is not."""
 
 _SCHEMA = """
 CREATE TABLE pool (
@@ -95,6 +95,7 @@ class Launch:
     exit_code: int | None = None
     why: str | None = None
     cause: EndCause | None = None
+    started: float | None = None
     draining: float | None = None
 
 
@@ -321,6 +322,24 @@ class Ledger:
             (pool,),
         )
 
+    def living(self, pool: str) -> dict[str, float | None]:
+        """The keys of what may still cost something, open intents included, and when each job
+        started, None: it has not yet."""
+        rows = self._rows(
+            "SELECT * FROM launch WHERE pool = ? AND ended IS NULL "
+            "AND (outcome IS NULL OR outcome = 'launched')",
+            (pool,),
+        )
+        # One who only reads may meet a ledger of an earlier version.
+        has_starts = bool(rows) and "started" in rows[0].keys()  # noqa: SIM118 (a row's values)
+        return {row["key"]: row["started"] if has_starts else None for row in rows}
+
+    def ended_since(self, pool: str, when: float) -> list[Launch]:
+        """The launches of a pool that ended since ``when``, the oldest end first."""
+        return self._launches(
+            "SELECT * FROM launch WHERE pool = ? AND ended >= ? ORDER BY ended", (pool, when)
+        )
+
     def recent(self, pool: str, number: int) -> list[Launch]:
         """The last ``number`` launches of a pool, newest first."""
         return self._launches(
@@ -337,6 +356,13 @@ class Ledger:
         rows = self._rows(
             "SELECT count(*) AS number FROM launch WHERE pool = ? AND outcome = 'launched'",
             (pool,),
+        )
+        return int(rows[0]["number"])
+
+    def requested_since(self, pool: str, when: float) -> int:
+        """How many workers of a pool were meant to be launched since then."""
+        rows = self._rows(
+            "SELECT count(*) AS number FROM launch WHERE pool = ? AND requested > ?", (pool, when)
         )
         return int(rows[0]["number"])
 
@@ -369,6 +395,7 @@ def _launch(row: sqlite3.Row) -> Launch:
         exit_code=row["exit_code"],
         why=row["why"],
         cause=EndCause(cause) if (cause := later.get("cause")) else None,
+        started=later.get("started"),
         draining=later.get("draining"),
     )
 
