@@ -21,6 +21,7 @@ locals {
 }
 
 resource "aws_ecr_repository" "this" {
+  #checkov:skip=CKV_AWS_136: AWS's own key encrypts it; images have no secrets
   for_each             = local.repositories
   name                 = "${var.name}/${each.key}"
   image_tag_mutability = "IMMUTABLE"

@@ -38,6 +38,7 @@ locals {
       "--memory-mb", tostring(var.worker_memory_mb),
       "--execution-role", aws_iam_role.worker_execution.arn,
       "--log-group", aws_cloudwatch_log_group.this["workers"].name,
+      "--metrics-port", tostring(local.metrics_port),
     ],
     # There is no engine on Fargate, so that a worker need not be root there.
     local.fargate ? ["--user", "1000", "--worker-work-dir-prefix", "/var/lib/bundle-worker/work"] : [],

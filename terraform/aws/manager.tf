@@ -4,10 +4,10 @@
 locals {
   home_directory         = "/var/lib/worker-manager"
   user                   = 1000
-  credentials_secret_arn = var.credentials_secret_arn != null ? var.credentials_secret_arn : aws_secretsmanager_secret.credentials[0].arn
+  credentials_secret_arn = var.credentials_secret != null ? var.credentials_secret : aws_secretsmanager_secret.credentials[0].arn
 
   # The mark of our jobs is in the home's file `owner`; a new home gets the one that the roles name.
-  start = <<-SH
+  start        = <<-SH
     set -eu
     umask 077
     if ! [ -s "$WORKER_MANAGER_HOME/owner" ]; then
@@ -16,11 +16,13 @@ locals {
     fi
     exec worker-manager aws-batch "$@"
   SH
-  # The lock of a pool is held by its manager for as long as it lives.
-  healthy = "worker-manager status --pool '${var.pool}' --output json | grep -q '\"manager\": [0-9]'"
+  metrics_port = 9465
+  healthy      = "python3 -c 'import urllib.request as r; r.urlopen(\"http://127.0.0.1:${local.metrics_port}/healthz\", timeout=10)'"
 }
 
 resource "aws_cloudwatch_log_group" "this" {
+  #checkov:skip=CKV_AWS_158: AWS's own key encrypts it; there is no secret in it
+  #checkov:skip=CKV_AWS_338: log_retention_days is the user's choice
   for_each          = toset(["manager", "workers"])
   name              = "/worker-manager/${var.name}/${each.key}"
   retention_in_days = var.log_retention_days
@@ -29,7 +31,8 @@ resource "aws_cloudwatch_log_group" "this" {
 
 # Its value is put there by hand, so that it is in no state, plan or history of Terraform.
 resource "aws_secretsmanager_secret" "credentials" {
-  count                   = var.credentials_secret_arn == null ? 1 : 0
+  #checkov:skip=CKV2_AWS_57: a server of bundles has nothing that AWS could rotate
+  count                   = var.credentials_secret == null ? 1 : 0
   name_prefix             = "${var.name}-credentials-"
   description             = "JSON object with ${join(" and ", var.credential_variables)}: whom the manager is at ${var.server_url}"
   recovery_window_in_days = 7
@@ -40,6 +43,7 @@ resource "aws_secretsmanager_secret" "credentials" {
 # its jobs by their mark.
 
 resource "aws_efs_file_system" "home" {
+  #checkov:skip=CKV_AWS_184: AWS's own key encrypts it; there is no secret in it
   creation_token   = "${var.name}-home"
   encrypted        = true
   performance_mode = "generalPurpose"

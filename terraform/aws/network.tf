@@ -1,13 +1,15 @@
 # A VPC of our own where none is given; who may talk to whom, in either.
 
 locals {
-  own_vpc    = var.vpc_id == null
+  # By how many there are, which is known where the same configuration makes the VPC, too.
+  own_vpc    = length(var.subnet_ids) == 0
   vpc_id     = local.own_vpc ? aws_vpc.this[0].id : var.vpc_id
   subnet_ids = local.own_vpc ? aws_subnet.private[*].id : var.subnet_ids
   zones      = 2
 }
 
 data "aws_availability_zones" "available" {
+  #checkov:skip=CKV_AWS_394: subnets stay in the zone in which they were made
   count = local.own_vpc ? 1 : 0
   state = "available"
 
@@ -18,8 +20,9 @@ data "aws_availability_zones" "available" {
 }
 
 resource "aws_vpc" "this" {
+  #checkov:skip=CKV2_AWS_11: nobody can call in; flow logs of what bundles fetch cost more than the manager
   count                = local.own_vpc ? 1 : 0
-  cidr_block           = var.vpc_cidr
+  cidr_block           = var.network_cidr
   enable_dns_hostnames = true
   enable_dns_support   = true
   tags                 = merge(local.tags, { Name = var.name })
@@ -36,16 +39,26 @@ resource "aws_subnet" "private" {
   count             = local.own_vpc ? local.zones : 0
   vpc_id            = aws_vpc.this[0].id
   availability_zone = data.aws_availability_zones.available[0].names[count.index]
-  cidr_block        = cidrsubnet(var.vpc_cidr, 2, count.index)
+  cidr_block        = cidrsubnet(var.network_cidr, 2, count.index)
   tags              = merge(local.tags, { Name = "${var.name}-private-${count.index}" })
+
+  # A zone that AWS adds later does not move it.
+  lifecycle {
+    ignore_changes = [availability_zone]
+  }
 }
 
 resource "aws_subnet" "public" {
   count             = local.own_vpc ? 1 : 0
   vpc_id            = aws_vpc.this[0].id
   availability_zone = data.aws_availability_zones.available[0].names[0]
-  cidr_block        = cidrsubnet(var.vpc_cidr, 4, 15)
+  cidr_block        = cidrsubnet(var.network_cidr, 4, 15)
   tags              = merge(local.tags, { Name = "${var.name}-public" })
+
+  # A zone that AWS adds later does not move it.
+  lifecycle {
+    ignore_changes = [availability_zone]
+  }
 }
 
 resource "aws_internet_gateway" "this" {

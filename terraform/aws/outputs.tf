@@ -13,13 +13,13 @@ output "job_queue_arn" {
   value       = local.job_queue_arn
 }
 
-output "manager_role_arn" {
-  description = "What the manager may do in AWS."
+output "manager_identity" {
+  description = "Who the manager is: its role."
   value       = aws_iam_role.manager.arn
 }
 
-output "worker_execution_role_arn" {
-  description = "What starts workers, and hands them their credentials."
+output "worker_identity" {
+  description = "Who starts workers, and hands them their credentials: a role."
   value       = aws_iam_role.worker_execution.arn
 }
 
@@ -33,18 +33,18 @@ output "worker_image" {
   value       = local.worker_image
 }
 
-output "credentials_secret_arn" {
+output "credentials_secret" {
   description = "The secret with the manager's credentials: put its value there where it was made here."
   value       = local.credentials_secret_arn
 }
 
-output "manager_log_group" {
-  description = "What the manager prints."
+output "manager_log" {
+  description = "Where what the manager prints is: a log group."
   value       = aws_cloudwatch_log_group.this["manager"].name
 }
 
-output "worker_log_group" {
-  description = "What workers print."
+output "worker_log" {
+  description = "Where what workers print is: a log group."
   value       = aws_cloudwatch_log_group.this["workers"].name
 }
 
@@ -56,6 +56,11 @@ output "manager_service" {
 output "vpc_id" {
   description = "The VPC of manager and workers."
   value       = local.vpc_id
+}
+
+output "subnet_ids" {
+  description = "The subnets of manager and workers."
+  value       = local.subnet_ids
 }
 
 output "worker_security_group_id" {

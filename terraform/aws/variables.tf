@@ -242,21 +242,21 @@ variable "assign_public_ip" {
   default     = false
 }
 
-variable "vpc_cidr" {
+variable "network_cidr" {
   description = "Addresses of the VPC that is made."
   type        = string
   default     = "10.80.0.0/16"
 
   validation {
-    condition     = can(cidrsubnet(var.vpc_cidr, 4, 15))
-    error_message = "vpc_cidr is a block such as 10.80.0.0/16."
+    condition     = can(cidrsubnet(var.network_cidr, 4, 15))
+    error_message = "network_cidr is a block such as 10.80.0.0/16."
   }
 }
 
 # The manager
 
 variable "manager_image" {
-  description = "Image of the manager, with `worker-manager[aws]` and `sh` in it. Null: `image_tag` of a repository made here."
+  description = "Image of the manager, with `worker-manager[aws]`, `sh` and `python3` in it. Null: `image_tag` of a repository made here."
   type        = string
   default     = null
 }
@@ -278,14 +278,14 @@ variable "manager_options" {
   default     = []
 }
 
-variable "credentials_secret_arn" {
+variable "credentials_secret" {
   description = "A secret of Secrets Manager that is there already: a JSON object by `credential_variables`. Null: an empty one is made, and you put its value there."
   type        = string
   default     = null
 
   validation {
-    condition     = var.credentials_secret_arn == null || can(regex("^arn:aws[a-z-]*:secretsmanager:[a-z0-9-]+:[0-9]{12}:secret:.+$", var.credentials_secret_arn))
-    error_message = "credentials_secret_arn is arn:aws:secretsmanager:REGION:ACCOUNT:secret:NAME."
+    condition     = var.credentials_secret == null || can(regex("^arn:aws[a-z-]*:secretsmanager:[a-z0-9-]+:[0-9]{12}:secret:.+$", var.credentials_secret))
+    error_message = "credentials_secret is arn:aws:secretsmanager:REGION:ACCOUNT:secret:NAME."
   }
 }
 

@@ -1,5 +1,4 @@
-"""moto as a server of its own, whose AWS Batch runs jobs as containers of the tests' engine, if it
-is given one.
+"""moto as a server of its own, whose AWS Batch runs jobs as containers of the tests' engine.
 
 What it does not do (5.2): hand secrets to a container, tell a child of an array its index, set the
 user and the limits of a container.
@@ -7,11 +6,13 @@ user and the limits of a container.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,10 @@ main(["-H", "127.0.0.1", "-p", "0"])
 class MotoServer:
     """``url`` answers from ``start`` to ``stop``."""
 
-    def __init__(self, directory: Path, engine: DockerEngine | None) -> None:
+    def __init__(self, directory: Path, engine: DockerEngine) -> None:
         self.url = ""
         self._log = directory / "moto.log"
-        self._engine_env = engine.env if engine else {}
+        self._engine = engine
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -44,7 +45,7 @@ class MotoServer:
             self._process = subprocess.Popen(
                 [sys.executable, "-u", "-c", PROGRAM],
                 env=os.environ
-                | self._engine_env
+                | self._engine.env
                 | {
                     "MOTO_DOCKER_NETWORK_MODE": "host",
                     "MOTO_IAM_LOAD_MANAGED_POLICIES": "true",
@@ -63,7 +64,8 @@ class MotoServer:
     def log(self) -> str:
         return self._log.read_text(errors="replace")
 
-    def stop(self) -> None:
+    def stop(self, image: str = "") -> None:
+        """``image``: whose containers are to go, too."""
         if self._process is not None:
             self._process.terminate()
             try:
@@ -72,6 +74,24 @@ class MotoServer:
                 self._process.kill()
                 self._process.wait()
                 self._process = None
+        if image:
+            only = ("--filter", f"ancestor={image}")
+            left = self._engine.command("ps", "--all", "--quiet", *only)
+            if left:
+                self._engine.command("rm", "--force", *left.split())
+
+    def hold_jobs(self) -> None:
+        """From now on jobs wait for machines that do not come."""
+        waiting = {"progression": "time", "seconds": 3600}
+        self._tell("set-transition", {"model_name": "batch::job", "transition": waiting})
+
+    def release_jobs(self) -> None:
+        """From now on jobs run at once."""
+        self._tell("unset-transition", {"model_name": "batch::job"})
+
+    def _tell(self, what: str, content: dict[str, Any]) -> None:
+        address = f"{self.url}/moto-api/state-manager/{what}"
+        urllib.request.urlopen(address, json.dumps(content).encode(), timeout=60).close()
 
     def client(self, service: str) -> Any:
         import boto3

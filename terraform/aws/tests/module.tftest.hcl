@@ -108,13 +108,13 @@ run "fargate_has_neither_machines_nor_root" {
 
 run "what_is_there_is_used" {
   variables {
-    name                   = "existing"
-    vpc_id                 = "vpc-1"
-    subnet_ids             = ["subnet-1", "subnet-2"]
-    job_queue_arn          = "arn:aws:batch:eu-west-1:123456789012:job-queue/theirs"
-    worker_image           = "210987654321.dkr.ecr.eu-west-1.amazonaws.com/their/worker:7"
-    manager_image          = "ghcr.io/example/worker-manager:1"
-    credentials_secret_arn = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:theirs"
+    name               = "existing"
+    vpc_id             = "vpc-1"
+    subnet_ids         = ["subnet-1", "subnet-2"]
+    job_queue_arn      = "arn:aws:batch:eu-west-1:123456789012:job-queue/theirs"
+    worker_image       = "210987654321.dkr.ecr.eu-west-1.amazonaws.com/their/worker:7"
+    manager_image      = "ghcr.io/example/worker-manager:1"
+    credentials_secret = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:theirs"
   }
 
   assert {
