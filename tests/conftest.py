@@ -53,6 +53,17 @@ def find_codalab() -> Path | None:
     return place / "bin" / "python" if (place / "installed").exists() else None
 
 
+def find_checkov() -> Path | None:
+    """The `checkov` of the environment into which tests/engines/install put it."""
+    return _installed("checkov", "bin/checkov")
+
+
+def _installed(name: str, program: str) -> Path | None:
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    place = Path(cache) / "worker-manager" / name
+    return place / program if (place / "installed").exists() else None
+
+
 def find_bubblewrap() -> Path | None:
     """`bwrap`, which may need user namespaces: a test that has it fails where those are not."""
     found = shutil.which("bwrap")
@@ -81,6 +92,16 @@ def find_terraform() -> Path | None:
     return None
 
 
+def find_terraform_offline() -> tuple[Path, Path] | None:
+    """`run.sh DIRECTORY COMMAND…`, which runs terraform with stand-ins for the providers of Azure and
+    Google Cloud that know their schemas; and the Python that it needs. In the directory that
+    TERRAFORM_OFFLINE names, or in `shared` beside this repository."""
+    beside = Path(__file__).parents[2] / "shared" / "tools" / "terraform-offline"
+    program = Path(os.environ.get("TERRAFORM_OFFLINE") or beside) / "run.sh"
+    python = _installed("terraform-offline", "bin/python")
+    return (program, python) if program.exists() and python and shutil.which("terraform") else None
+
+
 ENGINES: dict[str, Callable[[], object]] = {
     "postgresql": find_postgresql,
     "docker": find_docker,
@@ -91,9 +112,12 @@ ENGINES: dict[str, Callable[[], object]] = {
     "azure-description": find_azure_description,
     "codalab": find_codalab,
     "terraform": find_terraform,
+    "terraform-offline": find_terraform_offline,
+    "checkov": find_checkov,
 }
 BROUGHT_ALONG = {
-    "terraform": "put it on PATH, and `terraform providers mirror` into TERRAFORM_MIRROR"
+    "terraform": "put it on PATH, and `terraform providers mirror` into TERRAFORM_MIRROR",
+    "terraform-offline": "put terraform on PATH, set TERRAFORM_OFFLINE, and run `make engines`",
 }
 """Engines that `make engines` cannot install, and what to do: left out by name wherever they are
 missing, also where REQUIRE_ENGINES says that the others are all there."""
@@ -133,6 +157,22 @@ def terraform_mirror() -> Path:
     mirror = find_terraform()
     assert mirror is not None
     return mirror
+
+
+@pytest.fixture(scope="session")
+def terraform_offline() -> tuple[Path, Path]:
+    """`run.sh`, and the Python that it needs."""
+    found = find_terraform_offline()
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="session")
+def checkov() -> Path:
+    """The program."""
+    found = find_checkov()
+    assert found is not None
+    return found
 
 
 @pytest.fixture(scope="session")
