@@ -330,7 +330,7 @@ class OfAccount(Protocol):
     """A backend may say, beside the rest of the contract, whose calls its calls are counted with.
 
     Services bound how often an account may call them: pools of one account share one pace of
-    calls (see manager.governor). One that does not say has a pace of its own.
+    calls (see manager.governor). One that does not say, or says "", has a pace of its own.
     """
 
     @property

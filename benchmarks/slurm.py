@@ -22,10 +22,14 @@ from manager.alarm import Alarm
 from manager.command import WorkerOptions
 from manager.feed import ChangeFeed
 from manager.journal import Journal
+from manager.keeper import PoolKeeper
+from manager.launcher import Launcher
 from manager.ledger import Ledger, Pool
-from manager.loop import Launcher, PoolManager
-from manager.observe import Observer, QueueConfig
+from manager.loop import Manager
+from manager.observe import Observer
 from manager.policy import PoolConfig
+from manager.queue import QueueConfig
+from manager.staged import StagedBundles
 
 ENGINES = Path(__file__).resolve().parents[1] / "tests" / "engines"
 WORKERS = 1000
@@ -57,7 +61,9 @@ def thousand() -> Thousand:
             _seconds(lambda: _run(slurm, "squeue", "--array", "--noheader")) for _ in range(TIMES)
         )
         manager.ledger.close()
-        manager.backend.terminate([job.id for job in manager.backend.list_jobs()])
+        manager.keepers[0].backend.terminate(
+            [job.id for job in manager.keepers[0].backend.list_jobs()]
+        )
     return Thousand(launch, sbatch, tick, squeue)
 
 
@@ -77,7 +83,7 @@ def cluster() -> Iterator[Any]:
         made.stop()
 
 
-def _manager(stand: Stand, slurm: Any) -> PoolManager:
+def _manager(stand: Stand, slurm: Any) -> Manager:
     """One that wants a thousand, whatever is queued."""
     resources = JobResources(1, 0, 2 * 1024**2)
     context = Context(stand.path / "jobs", "0123456789abcdef", "p", {**os.environ, **slurm.reach})
@@ -86,15 +92,22 @@ def _manager(stand: Stand, slurm: Any) -> PoolManager:
     ledger.describe(Pool("p", "slurm", stand.url, {}))
     queue = QueueConfig(cpus=1, gpus=0, memory_bytes=resources.memory_bytes)
     alarm = Alarm()
-    return PoolManager(
+    keeper = PoolKeeper(
         pool="p",
-        config=PoolConfig(WORKERS, WORKERS),
+        config=PoolConfig(queue.shape, WORKERS, WORKERS),
         observer=Observer(stand.client, backend, "p", queue),
         backend=backend,
         launcher=Launcher(stand.url, WorkerOptions(), resources, Credentials(token="unused")),
         client=stand.client,
         ledger=ledger,
         journal=Journal(stand.path / "p.jsonl", "p"),
+        alarm=alarm,
+    )
+    return Manager(
+        [keeper],
+        staged=StagedBundles(stand.client),
+        client=stand.client,
+        ledger=ledger,
         alarm=alarm,
         make_feed=lambda: ChangeFeed(stand.client, alarm),
     )

@@ -36,6 +36,7 @@ from bundles.model import Bundle, Dependency, Resources, Shape
 T = TypeVar("T")
 
 FEATURES_HEADER = "Bundles-Features"
+WORKER_LEASE_HEADER = "Bundles-Worker-Lease"
 CLIENT_ID = "codalab_cli_client"
 WORKER_CLIENT_ID = "codalab_worker_client"
 
@@ -45,6 +46,8 @@ POLL_MARGIN_SECONDS = 15.0
 """How much later than ``wait_seconds`` a long poll may be answered before it counts as lost."""
 TOKEN_MARGIN_SECONDS = 300.0
 """A bearer token is renewed this long before it expires."""
+LEASE_TIMEOUT_SECONDS = 3.0
+"""A renewal that took longer would come too late for the next try."""
 PAGE_SIZE = 1000
 
 
@@ -147,6 +150,9 @@ class Client:
         self.clock_skew_seconds: float | None = None
         """How far the server's clock was ahead of ours at its first reply, to a second; None as
         long as it has not said."""
+        self.worker_lease_seconds: float | None = None
+        """How long after its last check-in a worker counts as gone; None where the server does
+        not say."""
         self._credentials = credentials
         self._client_id = client_id
         self._patience_seconds = patience_seconds
@@ -235,7 +241,9 @@ class Client:
             params=list(params) or None,
             content=content,
             headers=sent_headers,
-            timeout=httpx.Timeout(timeout_seconds, connect=CONNECT_TIMEOUT_SECONDS),
+            timeout=httpx.Timeout(
+                timeout_seconds, connect=min(timeout_seconds, CONNECT_TIMEOUT_SECONDS)
+            ),
         )
         with self._open(request) as response:
             if response.status_code >= 300 and response.status_code != 303:
@@ -257,6 +265,9 @@ class Client:
                     self.features = frozenset(name.strip() for name in offered.split(","))
                 if self.clock_skew_seconds is None:
                     self.clock_skew_seconds = _clock_skew(response.headers.get("Date"))
+                lease = response.headers.get(WORKER_LEASE_HEADER)
+                if lease is not None:
+                    self.worker_lease_seconds = _positive(lease)
                 yield response
             finally:
                 response.close()
@@ -321,10 +332,55 @@ class Client:
         attributes = {"user_name": name, "password": password}
         self._json("POST", "users", json={"data": {"type": "users", "attributes": attributes}})
 
-    def worker_token(self) -> str:
-        """A token that can do what a worker does and nothing else (feature `tokens`)."""
-        token: str = self._json("POST", "worker-tokens")["data"]["attributes"]["token"]
+    def worker_token(self, lease: str | None = None, fence: int = 0) -> str:
+        """A token that can do what a worker does and nothing else (feature `tokens`).
+
+        Asked for in the name of a ``lease``: refused with Conflict when that is not held with
+        this ``fence`` any more.
+        """
+        proof = None if lease is None else {"lease": lease, "fence": fence}
+        token: str = self._json("POST", "worker-tokens", json=proof)["data"]["attributes"]["token"]
         return token
+
+    # Leases (feature `leases`)
+
+    def acquire_leases(
+        self, names: Sequence[str], holder: str, ttl_seconds: float, *, wait_seconds: float = 0.0
+    ) -> dict[str, int]:
+        """Take the leases of all these names, or none; their fences, by name.
+
+        ``holder``: who takes them, unlike anybody else, and readable: others are told. Waits for
+        those that are held; raises Conflict, which says by whom, when they still are after that.
+        """
+        document = self._json(
+            "POST",
+            "leases",
+            json={
+                "names": list(names),
+                "holder": holder,
+                "ttl_seconds": ttl_seconds,
+                "wait_seconds": wait_seconds,
+            },
+            timeout_seconds=wait_seconds + POLL_MARGIN_SECONDS,
+        )
+        fences: dict[str, int] = document["data"]["attributes"]["fences"]
+        return fences
+
+    def renew_leases(self, fences: Mapping[str, int], holder: str) -> None:
+        """Hold them for another while. Raises Conflict, and renews none, when one is lost."""
+        self._tell_of_leases("leases/renew", fences, holder)
+
+    def release_leases(self, fences: Mapping[str, int], holder: str) -> None:
+        """Give them back: whoever waits has them at once."""
+        self._tell_of_leases("leases/release", fences, holder)
+
+    def _tell_of_leases(self, path: str, fences: Mapping[str, int], holder: str) -> None:
+        self.request(
+            "POST",
+            path,
+            json={"holder": holder, "fences": dict(fences)},
+            timeout_seconds=LEASE_TIMEOUT_SECONDS,
+        )
 
     def _json(self, method: str, path: str, **options: Any) -> Any:
         response = self.request(method, path, **options)
@@ -673,6 +729,15 @@ class Client:
         )
         return list(reply.get("restaged") or ())
 
+    def drain_worker(self, worker_id: str, why: str, *, drain: bool = True) -> None:
+        """Have a worker of ours finish what it has, take nothing more, and leave; ``drain`` False:
+        it may take bundles again (feature `drain`). Raises NotFound when it is not there."""
+        self.request(
+            "POST",
+            f"workers/{quote(worker_id, safe='')}/drain",
+            json={"is_draining": drain, "reason": why},
+        )
+
     def start_bundle(self, worker_id: str, uuid: str, hostname: str, start_time: int) -> bool:
         """Ask a server without claims whether the bundle is still this worker's to start."""
         return bool(
@@ -788,6 +853,14 @@ def _clock_skew(date: str | None) -> float | None:
         return parsedate_to_datetime(date).timestamp() - time.time()
     except ValueError:
         return None
+
+
+def _positive(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if 0 < number < float("inf") else None
 
 
 def _is_loopback(server: str) -> bool:

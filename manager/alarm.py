@@ -27,6 +27,7 @@ class Alarm:
     def __init__(self) -> None:
         self.stopped = False
         self._interruptible = False
+        self._hung_up = False
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._reader, False)
         os.set_blocking(self._writer, False)
@@ -36,12 +37,16 @@ class Alarm:
         os.close(self._reader)
         os.close(self._writer)
 
-    def listen(self) -> None:
+    def listen(self, *, reloads: bool = False) -> None:
         """Let SIGTERM, SIGINT and SIGHUP stop the wait, or the interruptible call under way.
 
-        Not a SIGHUP that is ignored: whoever said nohup wants this to go on.
+        Not a SIGHUP that is ignored: whoever said nohup wants this to go on. ``reloads``: SIGHUP
+        is for ``take_hangup``, and stops nothing.
         """
         for number in SIGNALS:
+            if number == signal.SIGHUP and reloads:
+                signal.signal(number, self._on_hangup)
+                continue
             if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
                 continue
             signal.signal(number, self._on_signal)
@@ -56,6 +61,15 @@ class Alarm:
         self.stop()
         if self._interruptible:
             raise Stopped
+
+    def _on_hangup(self, number: int, frame: FrameType | None) -> None:
+        self._hung_up = True
+        self.ring()
+
+    def take_hangup(self) -> bool:
+        """Whether a SIGHUP came since this was asked last."""
+        hung_up, self._hung_up = self._hung_up, False
+        return hung_up
 
     def stop(self) -> None:
         self.stopped = True

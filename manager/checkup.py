@@ -13,6 +13,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -48,10 +49,10 @@ from bundles.home import (
 )
 from bundles.sizes import format_size
 from manager.examination import Examination, Status, Verdict, fail, ok, warn
-from manager.failures import hold
+from manager.health import judge
 from manager.history import read_journal
+from manager.launcher import Launcher
 from manager.lock import holder
-from manager.loop import Launcher
 from manager.options import check_together
 from manager.policy import count
 
@@ -504,9 +505,10 @@ def room_for_more(given: Examination) -> Verdict:
 
 
 def launches_held(given: Examination) -> Verdict:
-    held = hold(given.recent, given.jobs)
-    if held.until:
-        return warn(held.reason, "see `worker-manager logs` of that worker, and mend it first")
+    health = judge(given.record, time.time())
+    if health.cause is not None:
+        remedy = "see `worker-manager explain` of that worker, and mend it first"
+        return warn(health.sentence(time.time()), remedy)
     return ok("the last launches did not fail")
 
 

@@ -19,10 +19,17 @@ from manager.arguments import in_order
 from manager.log_format import complain
 
 OTHERS = {
+    "run": "Keep the pools of a file, the best first.",
+    "plan": "What the next look at the pools of a file would do.",
+    "config": "What is in force, and where each value comes from.",
+    "init": "Write a pools file, by a few questions.",
     "status": "What the pools of this home have, and what was decided last.",
+    "top": "The pools of this home, live.",
     "doctor": "What stands in the way of a pool's first launch.",
     "explain": "Why workers were launched or not, and what a bundle waits for.",
     "replay": "What other settings would have decided over a journal.",
+    "simulate": "What would happen to bundles, workers and money, on a virtual clock.",
+    "costs": "What the pools of this home have cost, for whom, and what they may.",
     "logs": "What a worker printed.",
     "terminate": "Ask workers to end.",
     "demo": "The main job on this machine, start to end: server, manager, workers.",
@@ -40,10 +47,26 @@ class Commands(click.Group):
             from manager.pool_command import pool_command
 
             return pool_command(cmd_name)
+        if cmd_name in ("run", "plan"):
+            from manager.run_command import plan_command, run_command
+
+            return run_command() if cmd_name == "run" else plan_command()
+        if cmd_name == "config":
+            from manager.config_command import config_command
+
+            return config_command()
+        if cmd_name == "init":
+            from manager.init_command import init_command
+
+            return init_command()
         if cmd_name == "status":
             from manager.status import status_command
 
             return status_command()
+        if cmd_name == "top":
+            from manager.top_command import top_command
+
+            return top_command()
         if cmd_name == "doctor":
             from manager.doctor import doctor_command
 
@@ -56,6 +79,14 @@ class Commands(click.Group):
             from manager.replay_command import replay_command
 
             return replay_command()
+        if cmd_name == "simulate":
+            from manager.simulate_command import simulate_command
+
+            return simulate_command()
+        if cmd_name == "costs":
+            from manager.costs_command import costs_command
+
+            return costs_command()
         if cmd_name in ("logs", "terminate"):
             from manager.workers import logs_command, terminate_command
 

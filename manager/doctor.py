@@ -1,16 +1,18 @@
-"""`worker-manager doctor BACKEND`: every check, a line each. What is checked is in checkup."""
+"""`worker-manager doctor BACKEND|FILE`: every check, a line each. What is checked is in checkup."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from backends import registry
-from manager.arguments import in_order
+from manager.by_backend import ByBackend
 from manager.options import pool_options
 
 if TYPE_CHECKING:
@@ -20,90 +22,122 @@ STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
 _NOT_OURS = frozenset({"plan", "once", "dry_run", "restart_after_seconds", "temp_session"})
 
 
-class Doctor(click.Group):
-    """A command for each backend, with the backend's options on either side of its name."""
+def _command_of(entry: registry.Entry) -> click.Command:
+    from manager.pool_command import every_option
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        with_value = {
-            name for option in pool_options() if not option.is_flag for name in option.opts
-        }
-        return super().parse_args(ctx, in_order(args, registry.names(), with_value))
+    options = [option for option in every_option(entry) if option.name not in _NOT_OURS]
+    required = {option.name: option.opts[0] for option in options if option.required}
+    for option in options:
+        option.required = False  # what is missing is a finding
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(registry.entries())
+    def run(**settings: Any) -> int:
+        missing = [text for name, text in required.items() if settings[name or ""] is None]
+        as_json = settings["output"] == "json"
+        found = _examine(entry.name, settings, missing, as_json=as_json)
+        return _conclude(found, as_json=as_json)
+
+    return click.Command(
+        entry.name,
+        params=[*options],
+        callback=run,
+        short_help=entry.summary,
+        help=f"What stands in the way of the first launch of a {entry.name} pool.",
+    )
+
+
+class Doctor(ByBackend):
+    """… and one for each pools file, by its path."""
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in registry.names():
-            return None
-        from manager.pool_command import every_option
+        return super().get_command(ctx, cmd_name) or _file_command(cmd_name)
 
-        entry = registry.find(cmd_name)
 
-        options = [option for option in every_option(entry) if option.name not in _NOT_OURS]
-        required = {option.name: option.opts[0] for option in options if option.required}
-        for option in options:
-            option.required = False  # what is missing is a finding
+def _file_command(file: str) -> click.Command | None:
+    if not file.endswith(".toml"):
+        return None
 
-        def run(**settings: Any) -> int:
-            missing = [text for name, text in required.items() if settings[name or ""] is None]
-            return _examine(entry.name, settings, missing)
+    def run(output: str, verbose: bool) -> int:
+        from manager.pools_file.reading import BadPoolsFile, load
+        from manager.run_command import complain_of
 
-        return click.Command(
-            cmd_name,
-            params=[*options],
-            callback=run,
-            short_help=entry.summary,
-            help=f"What stands in the way of the first launch of a {entry.name} pool.",
-        )
+        try:
+            tables = load(Path(file)).pools
+        except BadPoolsFile as error:
+            return complain_of(error)
+        as_json = output == "json"
+        found = []
+        for table in tables:
+            if not as_json:
+                click.echo(f"{table.name}:")
+            found += _examine(table.backend_name, table.settings, (), as_json=as_json)
+        return _conclude(found, as_json=as_json)
+
+    shown = [option for option in pool_options() if option.name in ("output", "verbose")]
+    return click.Command(file, params=[*shown], callback=run)
 
 
 def doctor_command() -> click.Command:
     return Doctor(
         "doctor",
+        _command_of,
         help=(
             "What stands in the way of a pool's first launch: checks, a line each, with what to "
-            "do.\n\nTakes the options that the pool will be kept with. Exits with 1 when a check "
-            "fails. Launches nothing and writes nothing; the server is asked for a worker's token."
+            "do.\n\nTakes the options that the pool will be kept with, or a file: worker-manager "
+            "doctor pools.toml. Exits with 1 when a check fails. Launches nothing and writes "
+            "nothing; the server is asked for a worker's token."
         ),
-        subcommand_metavar="BACKEND [OPTIONS]",
     )
 
 
-def _examine(backend_name: str, settings: dict[str, Any], missing: Sequence[str]) -> int:
-    """Raises UsageError for options that cannot be read at all."""
-    from manager.checkup import examine
-    from manager.examination import Examination, Status
-    from manager.pool_command import worker_of
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What one check of one pool said."""
 
-    as_json = settings.pop("output") == "json"
-    found: list[tuple[str, Verdict]] = []
+    pool: str
+    check: str
+    verdict: Verdict
+
+    def document(self) -> dict[str, str]:
+        verdict = self.verdict
+        return {
+            "pool": self.pool,
+            "check": self.check,
+            "status": str(verdict.status),
+            "sentence": verdict.sentence,
+            "remedy": verdict.remedy,
+        }
+
+
+def _examine(
+    backend_name: str, settings: Mapping[str, Any], missing: Sequence[str], *, as_json: bool
+) -> list[Found]:
+    """One pool, told as it goes. Raises UsageError for options that cannot be read at all."""
+    from manager.checkup import examine
+    from manager.examination import Examination
+    from manager.pool import worker_of
+
+    found: list[Found] = []
     given = Examination(
         backend_name, settings, worker_of(settings), os.environ, missing=tuple(missing)
     )
     try:
         for name, verdict in examine(given):
-            found.append((name, verdict))
+            found.append(Found(settings["pool"] or "", name, verdict))
             if not as_json:
                 _show(name, verdict)
     finally:
         given.close()
-    failed = sum(verdict.status is Status.FAIL for _, verdict in found)
+    return found
+
+
+def _conclude(found: Sequence[Found], *, as_json: bool) -> int:
+    from manager.examination import Status
+
+    failed = sum(each.verdict.status is Status.FAIL for each in found)
     if as_json:
-        print(
-            json.dumps(
-                [
-                    {
-                        "check": name,
-                        "status": str(verdict.status),
-                        "sentence": verdict.sentence,
-                        "remedy": verdict.remedy,
-                    }
-                    for name, verdict in found
-                ]
-            )
-        )
+        print(json.dumps([each.document() for each in found]))
     else:
-        warned = sum(verdict.status is Status.WARN for _, verdict in found)
+        warned = sum(each.verdict.status is Status.WARN for each in found)
         click.echo(f"{len(found)} checks: {failed} failed, {warned} warned")
     return 1 if failed else 0
 

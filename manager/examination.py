@@ -30,9 +30,9 @@ from bundles.home import (
 )
 from manager.command import WorkerOptions
 from manager.installation import Installation, default_pool
-from manager.ledger import Launch, Ledger
-from manager.observe import RECENT_LAUNCHES, Observer
+from manager.ledger import Ledger, PoolRecord
 from manager.queue import QueueConfig
+from manager.staged import StagedBundles, demand_of
 
 if TYPE_CHECKING:
     from manager.capacity import Need
@@ -179,11 +179,12 @@ class Examination:
         def ask() -> tuple[dict[Need, int], int]:
             whoever = self.account  # the server's features are known by its first reply
             assert whoever is not None
-            observer = Observer(self.client, self.backend, self.pool, self.queue, self.environ)
-            return observer.staged()
+            counted = StagedBundles(self.client, self.environ).read([self.queue])
+            demand, (unfit,) = demand_of(counted, [self.queue])
+            return demand, unfit
 
         return self._once("staged", ask)
 
     @property
-    def recent(self) -> list[Launch]:
-        return self.ledger.recent(self.pool, RECENT_LAUNCHES) if self.ledger else []
+    def record(self) -> PoolRecord:
+        return self.ledger.record(self.pool) if self.ledger else PoolRecord()

@@ -18,7 +18,7 @@ from bundles.errors import UsageError
 from bundles.exits import WorkerExit
 from bundles.model import Bundle, Resources, State, queue_tag
 from bundles.sizes import format_size
-from manager.failures import meaning
+from manager.health import meaning
 from manager.history import Entry
 from manager.journal import HEARTBEAT_SECONDS
 from manager.ledger import Launch, Outcome

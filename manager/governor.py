@@ -8,6 +8,7 @@ Not for what a call costs in time or how it ended: manager.metrics.
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -40,7 +41,7 @@ ONE_COMPLAINT_SECONDS = 5.0
 BURST_CALLS = 10
 """So many may be made at once when few were made before."""
 LEFT_BY_LISTS = 5
-LONGEST_WAITS_SECONDS = 20.0
+LONGEST_WAITS_SECONDS = 10.0
 """All waits of one tick together: a tick is bounded. What would have to wait longer is refused."""
 JOBS_A_CALL = 100
 """What services tell of in one answer, as a rule."""
@@ -48,7 +49,7 @@ ROUNDING_SECONDS = 0.01
 
 
 class Governor:
-    """Paces the calls of one account; ``clock``: seconds that never go back. Used by one thread.
+    """Paces the calls of one account, from any thread; ``clock``: seconds that never go back.
 
     A token bucket: ``calls_per_second`` fills it, None while there is no limit. What the service
     does for us (launches, ends) may empty it; lists leave LEFT_BY_LISTS.
@@ -56,6 +57,7 @@ class Governor:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
+        self._lock = threading.RLock()
         self._made: deque[tuple[float, int]] = deque()
         self._rate: float | None = None
         self._tokens = 0.0
@@ -67,45 +69,73 @@ class Governor:
 
     @property
     def calls_per_second(self) -> float | None:
-        self._fill()
-        return self._rate
+        with self._lock:
+            self._fill()
+            return self._rate
 
     def end_tick(self) -> None:
-        self.patience_seconds = LONGEST_WAITS_SECONDS
+        with self._lock:
+            self.patience_seconds = LONGEST_WAITS_SECONDS
+
+    def admit(
+        self, calls: int, pause: Callable[[float], None], *, is_urgent: bool
+    ) -> tuple[float, float]:
+        """Let so many calls be made together, when their time has come.
+
+        Returns how long ``pause`` was asked to wait for it, and 0; or how long it would be until
+        then, when this tick cannot wait for it, or ``pause`` comes back too soon.
+        """
+        waited = 0.0
+        while True:
+            with self._lock:
+                wait = self.wait_seconds(calls, is_urgent=is_urgent)
+                if wait <= ROUNDING_SECONDS:
+                    self.made(calls)
+                    return waited, 0.0
+                if wait > self.patience_seconds:
+                    return waited, wait
+                self.patience_seconds -= wait
+            pause(wait)
+            waited += wait
 
     def wait_seconds(self, calls: int, *, is_urgent: bool) -> float:
         """How long until so many calls may be made together, 0 for now. Takes nothing."""
-        self._fill()
-        pause = max(0.0, self._paused_until - self._clock())
-        if self._rate is None:
-            return pause
-        wanted = min(calls if is_urgent else calls + LEFT_BY_LISTS, BURST_CALLS)
-        missing = max(0.0, wanted - self._tokens)
-        # When rate * w + GROWTH * w² / 2 is what is missing.
-        return max(pause, (math.sqrt(self._rate**2 + 2 * GROWTH * missing) - self._rate) / GROWTH)
+        with self._lock:
+            self._fill()
+            pause = max(0.0, self._paused_until - self._clock())
+            if self._rate is None:
+                return pause
+            wanted = min(calls if is_urgent else calls + LEFT_BY_LISTS, BURST_CALLS)
+            missing = max(0.0, wanted - self._tokens)
+            # When rate * w + GROWTH * w² / 2 is what is missing.
+            fast = math.sqrt(self._rate**2 + 2 * GROWTH * missing)
+            return max(pause, (fast - self._rate) / GROWTH)
 
     def made(self, calls: int) -> None:
         """So many calls are made now. Who made too many is in debt, by a burst at most."""
-        self._fill()
-        now = self._clock()
-        self._made.append((now, calls))
-        while self._made[0][0] < now - MEASURED_SECONDS:
-            self._made.popleft()
-        if self._rate is not None:
-            self._tokens = max(self._tokens - calls, -BURST_CALLS)
+        with self._lock:
+            self._fill()
+            now = self._clock()
+            self._made.append((now, calls))
+            while self._made[0][0] < now - MEASURED_SECONDS:
+                self._made.popleft()
+            if self._rate is not None:
+                self._tokens = max(self._tokens - calls, -BURST_CALLS)
 
     def throttled(self, retry_after_seconds: float | None) -> None:
         """The service asked for a pause, of so many seconds if it said so."""
-        self._fill()
-        now = self._clock()
-        if retry_after_seconds is not None:
-            self._paused_until = max(self._paused_until, now + retry_after_seconds)
-        if now - self._complained < ONE_COMPLAINT_SECONDS:
-            return
-        self._complained = now
-        rate = self._measured() if self._rate is None else min(self._rate, self._measured())
-        self._rate = max(SLOWEST, rate * DECREASE)
-        self._tokens = 0.0
+        with self._lock:
+            self._fill()
+            now = self._clock()
+            if retry_after_seconds is not None:
+                self._paused_until = max(self._paused_until, now + retry_after_seconds)
+            if now - self._complained < ONE_COMPLAINT_SECONDS:
+                return
+            self._complained = now
+            measured = self._measured()
+            rate = measured if self._rate is None else min(self._rate, measured)
+            self._rate = max(SLOWEST, rate * DECREASE)
+            self._tokens = 0.0
 
     def _measured(self) -> float:
         recent = self._clock() - MEASURED_SECONDS
@@ -132,24 +162,32 @@ class Governors(Witness):
 
     def of(self, backend_name: str, backend: Backend, pool: str) -> Governor | None:
         """The one of a pool's account; None when its calls are nobody else's business."""
-        account: str | None = f"the pool {pool}"
-        if isinstance(backend, OfAccount):
-            account = backend.account
+        account = backend.account if isinstance(backend, OfAccount) else ""
         if account is None:
             return None
-        return self._governors.setdefault((backend_name, account), Governor(self._clock))
+        key = (backend_name, account or f"the pool {pool}")
+        return self._governors.setdefault(key, Governor(self._clock))
 
     def ticked(self, seconds: float, error: Exception | None, wait_seconds: float) -> None:
         for governor in self._governors.values():
             governor.end_tick()
 
 
+class CallsWitness:
+    """Is told how calls are paced, from any thread."""
+
+    def waited(self, seconds: float) -> None:
+        """A call was made later than it could have been."""
+
+    def refused(self, operation: str) -> None:
+        """A call was put off to a later tick."""
+
+
 class GovernedBackend(WrappedBackend):
     """Asks a backend no faster than its governor allows.
 
     ``pause`` waits so many seconds, or shorter when the process is to end. What cannot be asked in
-    this tick is Throttled, as if the service had said so. ``waited`` and ``refused`` are told of
-    the seconds of each wait, and of the operation that was not asked.
+    this tick is Throttled, as if the service had said so.
     """
 
     def __init__(
@@ -157,15 +195,12 @@ class GovernedBackend(WrappedBackend):
         inner: Backend,
         governor: Governor,
         pause: Callable[[float], None],
-        *,
-        waited: Callable[[float], None] = lambda seconds: None,
-        refused: Callable[[str], None] = lambda operation: None,
+        witness: CallsWitness,
     ) -> None:
         super().__init__(inner)
         self._governor = governor
         self._pause = pause
-        self._waited = waited
-        self._refused = refused
+        self._witness = witness
         self._listed = 0
 
     def launch(
@@ -212,19 +247,14 @@ class GovernedBackend(WrappedBackend):
 
     def _refusal(self, operation: str, calls: int, *, is_urgent: bool) -> Throttled | None:
         """Wait until the calls may be made; why they may not, if that would take too long."""
-        governor = self._governor
-        wait = governor.wait_seconds(calls, is_urgent=is_urgent)
-        if 0 < wait <= governor.patience_seconds:
-            governor.patience_seconds -= wait
-            self._waited(wait)
-            self._pause(wait)
-            wait = governor.wait_seconds(calls, is_urgent=is_urgent)
-        if wait <= ROUNDING_SECONDS:
-            governor.made(calls)
+        waited, left = self._governor.admit(calls, self._pause, is_urgent=is_urgent)
+        if waited:
+            self._witness.waited(waited)
+        if not left:
             return None
-        self._refused(operation)
+        self._witness.refused(operation)
         return Throttled(
-            f"the service asked for fewer calls: it is not asked for {wait:.0f} s more", wait
+            f"the service asked for fewer calls: it is not asked for {left:.0f} s more", left
         )
 
     def _learn(self, results: Sequence[object]) -> None:

@@ -40,6 +40,10 @@ class Installation:
     def lock_path(self, pool: str) -> Path:
         return self.home.path / "locks" / f"{pool}.lock"
 
+    def refusal_path(self, pool: str) -> Path:
+        """There while a pool's file is not what the pool is kept by: a line for each reason."""
+        return self.home.path / "locks" / f"{pool}.refused"
+
     @property
     def owner_path(self) -> Path:
         """The mark that our jobs carry."""

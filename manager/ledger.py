@@ -16,12 +16,37 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from backends.base import EndCause, Job, JobState, LaunchKey
+from backends.base import BackendError, EndCause, Job, JobState, LaunchKey
 
 SCHEMA_VERSION = 3
 BUSY_SECONDS = 10.0
 KEPT_SECONDS = 35 * 86400.0
 """Launches that ended longer ago are forgotten; what the longest month cost is not."""
+LAST_WORDS_BYTES = 4096
+KNOWN_FATES = 200
+"""So many launches of which something is known tell how a pool is doing."""
+LIMITS = frozenset(
+    {
+        "min_workers",
+        "max_workers",
+        "min_seconds_between_workers",
+        "max_launches_per_minute",
+        "drain_grace_seconds",
+        "price_per_hour",
+        "budget_per_hour",
+        "budget_per_day",
+        "budget_per_month",
+        "patience_seconds",
+        "registration_seconds",
+        "sleep_time",
+        "restart_after_seconds",
+        "search",
+        "no_prefilter",
+        "terminate_on_exit",
+        "exit_after_num_failed",
+    }
+)
+"""Settings that change how many workers there are, and nothing about a worker."""
 
 _SCHEMA = """
 CREATE TABLE pool (
@@ -30,7 +55,9 @@ CREATE TABLE pool (
     server TEXT NOT NULL,
     settings TEXT NOT NULL,       -- JSON: the options of pool and backend, no secrets
     sequence INTEGER NOT NULL DEFAULT 0,
-    last_launch REAL
+    last_launch REAL,
+    changed REAL,                 -- since when its workers are launched as they are now
+    proven REAL                   -- when one of these last came to the server
 );
 CREATE TABLE launch (
     key TEXT PRIMARY KEY,
@@ -54,22 +81,30 @@ CREATE TABLE launch (
     last_words TEXT               -- the end of its output, of one that was given up
 );
 CREATE INDEX launch_open ON launch (pool) WHERE outcome IS NULL;
+CREATE INDEX launch_running ON launch (pool, sequence)
+    WHERE outcome = 'launched' AND ended IS NULL;
+CREATE INDEX launch_by_end ON launch (pool, ended);
 CREATE INDEX launch_by_sequence ON launch (pool, sequence);
 """
 
 _MIGRATIONS = {
-    1: ("cause TEXT",),
+    1: ("ALTER TABLE launch ADD COLUMN cause TEXT",),
     2: (
-        "error_kind TEXT",
-        "started REAL",
-        "registered REAL",
-        "first_bundle REAL",
-        "draining REAL",
-        "given_up REAL",
-        "last_words TEXT",
+        "ALTER TABLE pool ADD COLUMN changed REAL",
+        "ALTER TABLE pool ADD COLUMN proven REAL",
+        "ALTER TABLE launch ADD COLUMN error_kind TEXT",
+        "ALTER TABLE launch ADD COLUMN started REAL",
+        "ALTER TABLE launch ADD COLUMN registered REAL",
+        "ALTER TABLE launch ADD COLUMN first_bundle REAL",
+        "ALTER TABLE launch ADD COLUMN draining REAL",
+        "ALTER TABLE launch ADD COLUMN given_up REAL",
+        "ALTER TABLE launch ADD COLUMN last_words TEXT",
+        "CREATE INDEX launch_running ON launch (pool, sequence) "
+        "WHERE outcome = 'launched' AND ended IS NULL",
+        "CREATE INDEX launch_by_end ON launch (pool, ended)",
     ),
 }
-"""The columns of a launch that each version lacks and the next one has."""
+"""From each earlier version to the next."""
 
 
 class Outcome(StrEnum):
@@ -82,9 +117,34 @@ class Outcome(StrEnum):
     """The manager died in between, and the backend has no such job."""
 
 
+class Stage(StrEnum):
+    """How far a worker's life is."""
+
+    INTENDED = "intended"
+    """Written down; the backend has not been asked, or has not answered."""
+    REQUESTED = "requested"
+    """Asked for, and the answer was lost: the next list tells."""
+    PENDING = "pending"
+    """Accepted; the server does not know the worker yet."""
+    REGISTERED = "registered"
+    """The server knows it; it has had no bundle."""
+    WORKING = "working"
+    """It was given a bundle."""
+    DRAINING = "draining"
+    """It was told to take no more."""
+    ENDED = "ended"
+    """Or never launched: refused, or undone."""
+
+
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """One intent and what is known of it. Times are seconds since the epoch."""
+    """One intent and what is known of it. Times are seconds since the epoch, None until then.
+
+    ``settled``: when ``outcome`` was known, or its loss; ``error`` and ``error_kind``: why the
+    backend did not launch it, in words and as the class of backends.base. ``started``: its job
+    runs, as the service says. ``given_up``: we asked for its end, for it never registered;
+    ``last_words``: the end of its output, as far as it was kept.
+    """
 
     key: LaunchKey
     requested: float
@@ -95,8 +155,56 @@ class Launch:
     exit_code: int | None = None
     why: str | None = None
     cause: EndCause | None = None
+    error_kind: str | None = None
+    settled: float | None = None
     started: float | None = None
+    registered: float | None = None
+    first_bundle: float | None = None
     draining: float | None = None
+    given_up: float | None = None
+    last_words: str | None = None
+
+    @property
+    def stage(self) -> Stage:
+        return self.stages()[-1][0]
+
+    def stages(self) -> list[tuple[Stage, float]]:
+        """The stages that it went through, and when it entered each, in order."""
+        passed = [(Stage.INTENDED, self.requested)]
+        if self.settled is not None:
+            if self.outcome is None:
+                passed.append((Stage.REQUESTED, self.settled))
+            elif self.outcome is Outcome.LAUNCHED:
+                passed.append((Stage.PENDING, self.settled))
+            else:
+                passed.append((Stage.ENDED, self.settled))
+        for stage, when in (
+            (Stage.REGISTERED, self.registered),
+            (Stage.WORKING, self.first_bundle),
+            (Stage.DRAINING, self.draining),
+            (Stage.ENDED, self.ended),
+        ):
+            if when is not None:
+                passed.append((stage, when))
+        return passed
+
+
+@dataclass(frozen=True, slots=True)
+class PoolRecord:
+    """What the launches of a pool say about it, for manager.health.
+
+    ``fates``: the last launches of which something is known beside that they were accepted,
+    newest first, none from before ``changed``. ``in_doubt``: how many were, or may have been,
+    launched of which nothing is known. ``accepted``: when the backend last accepted one.
+    ``proven``: when a worker last came to the server; ``changed``: since when the workers are
+    launched as they are now.
+    """
+
+    fates: tuple[Launch, ...] = ()
+    in_doubt: int = 0
+    accepted: float | None = None
+    proven: float | None = None
+    changed: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +216,11 @@ class Pool:
     server: str
     settings: Mapping[str, Any]
     last_launch: float | None = None
+
+    def way(self) -> str:
+        """All that says what a worker of it is: text to compare, not to read."""
+        settings = {name: value for name, value in self.settings.items() if name not in LIMITS}
+        return json.dumps([self.backend, self.server, settings], sort_keys=True)
 
 
 class Ledger:
@@ -171,8 +284,8 @@ class Ledger:
                     if statement.strip():
                         self._database.execute(statement)
             for earlier in range(max(version, 1), SCHEMA_VERSION):
-                for column in _MIGRATIONS[earlier] if version else ():
-                    self._database.execute(f"ALTER TABLE launch ADD COLUMN {column}")
+                for statement in _MIGRATIONS[earlier] if version else ():
+                    self._database.execute(statement)
             if version < SCHEMA_VERSION:
                 self._database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
@@ -188,14 +301,23 @@ class Ledger:
     # Pools
 
     def describe(self, pool: Pool) -> None:
-        """Write down what a pool is; its sequence and last launch stay. Forgets old launches."""
+        """Write down what a pool is; its sequence and last launch stay. Forgets old launches.
+
+        When its workers are launched in another way than before, nothing is known of them yet.
+        """
         with self._transaction():
+            before = [known for known in self.pools() if known.name == pool.name]
             self._database.execute(
                 "INSERT INTO pool (name, backend, server, settings) VALUES (?, ?, ?, ?) "
                 "ON CONFLICT (name) DO UPDATE SET backend = excluded.backend, "
                 "server = excluded.server, settings = excluded.settings",
                 (pool.name, pool.backend, pool.server, json.dumps(dict(pool.settings))),
             )
+            if not before or before[0].way() != pool.way():
+                self._database.execute(
+                    "UPDATE pool SET changed = ?, proven = NULL WHERE name = ?",
+                    (self._clock(), pool.name),
+                )
             self._database.execute(
                 "DELETE FROM launch WHERE pool = ? AND outcome IS NOT NULL "
                 "AND coalesce(ended, CASE outcome WHEN 'launched' THEN NULL ELSE settled END) < ?",
@@ -239,24 +361,72 @@ class Ledger:
         outcome: Outcome,
         *,
         job_id: str | None = None,
-        error: str | None = None,
+        error: BackendError | str | None = None,
     ) -> None:
         """Write down what became of an intent. The first outcome stands."""
         self.settle_all([(key, outcome, job_id, error)])
 
     def settle_all(
-        self, outcomes: Iterable[tuple[LaunchKey, Outcome, str | None, str | None]]
+        self, outcomes: Iterable[tuple[LaunchKey, Outcome, str | None, BackendError | str | None]]
     ) -> None:
         """As `settle`, for several (key, outcome, job id, error) in one step."""
         now = self._clock()
         with self._transaction():
             self._database.executemany(
-                "UPDATE launch SET outcome = ?, settled = ?, job_id = ?, error = ? "
+                "UPDATE launch SET outcome = ?, settled = ?, job_id = ?, "
+                "error = coalesce(?, error), error_kind = coalesce(?, error_kind) "
                 "WHERE key = ? AND outcome IS NULL",
                 [
-                    (outcome, now, job_id, error, str(key))
+                    (outcome, now, job_id, error and str(error), _kind(error), str(key))
                     for key, outcome, job_id, error in outcomes
                 ],
+            )
+
+    def record_lost(self, errors: Mapping[LaunchKey, BackendError]) -> None:
+        """Write down that the answers to requests were lost; what became of them stays open."""
+        now = self._clock()
+        with self._transaction():
+            self._database.executemany(
+                "UPDATE launch SET settled = ?, error = ?, error_kind = ? "
+                "WHERE key = ? AND outcome IS NULL",
+                [(now, str(error), _kind(error), str(key)) for key, error in errors.items()],
+            )
+
+    # The life of a worker
+
+    def record_started(self, times: Mapping[LaunchKey, float]) -> None:
+        """Write down when jobs began to run, as their service says; the first word stands."""
+        self._mark("started", times)
+
+    def record_registered(self, pool: str, times: Mapping[LaunchKey, float]) -> None:
+        """Write down when workers came to the server, which proves the pool."""
+        self._mark("registered", times)
+        if times:
+            self.prove(pool, max(times.values()))
+
+    def record_first_bundle(self, times: Mapping[LaunchKey, float]) -> None:
+        """Write down when workers were given their first bundles."""
+        self._mark("first_bundle", times)
+
+    def record_given_up(self, key: LaunchKey, now: float, last_words: str) -> None:
+        """Write down that we are about to end a worker that never registered."""
+        self._mark("given_up", {key: now})
+        self.record_last_words(key, last_words)
+
+    def record_last_words(self, key: LaunchKey, last_words: str) -> None:
+        """Keep the end of a worker's output, LAST_WORDS_BYTES of it. The caller took out what is
+        secret."""
+        kept = last_words.encode()[-LAST_WORDS_BYTES:].decode(errors="ignore")
+        with self._transaction():
+            self._database.execute(
+                "UPDATE launch SET last_words = ? WHERE key = ?", (kept, str(key))
+            )
+
+    def prove(self, pool: str, when: float) -> None:
+        """Write down that a worker of the pool came, launched as they are now."""
+        with self._transaction():
+            self._database.execute(
+                "UPDATE pool SET proven = max(coalesce(proven, 0), ?) WHERE name = ?", (when, pool)
             )
 
     def record_ends(self, jobs: Sequence[Job]) -> list[Job]:
@@ -278,14 +448,18 @@ class Ledger:
                     for job in news
                 ]
             )
+        self.record_started({job.key: job.started for job in news if job.key and job.started})
+        for job in news:
+            if job.cause is EndCause.FINISHED and job.key is not None:
+                self.prove(job.key.pool, job.ended or self._clock())
         return news
 
-    def record_missing(self, pool: str, keys: Iterable[LaunchKey]) -> None:
+    def record_missing(
+        self, pool: str, keys: Iterable[LaunchKey], cause: EndCause = EndCause.UNKNOWN
+    ) -> None:
         """Write down that launched jobs left the backend's list without a word."""
         now = self._clock()
-        self._write_ends(
-            [(now, None, "no longer listed", EndCause.UNKNOWN, str(key)) for key in keys]
-        )
+        self._write_ends([(now, None, "no longer listed", cause, str(key)) for key in keys])
 
     def record_draining(self, keys: Iterable[LaunchKey], now: float) -> None:
         """Write down that workers were told to take no more; the first time stands."""
@@ -346,6 +520,41 @@ class Ledger:
             "SELECT * FROM launch WHERE pool = ? ORDER BY sequence DESC LIMIT ?", (pool, number)
         )
 
+    def record(self, pool: str) -> PoolRecord:
+        """What the launches of a pool say about it."""
+        rows = self._rows("SELECT * FROM pool WHERE name = ?", (pool,))
+        if not rows:
+            return PoolRecord()
+        row = dict(rows[0])
+        changed = row.get("changed") or 0.0
+        if "changed" not in row:  # a ledger of an earlier version, which is only read
+            return PoolRecord()
+        fates = self._launches(
+            "SELECT * FROM launch WHERE pool = ? AND requested >= ? AND (outcome IN "
+            "('refused', 'undone') OR coalesce(registered, first_bundle, given_up, ended) "
+            "IS NOT NULL) ORDER BY sequence DESC LIMIT ?",
+            (pool, changed, KNOWN_FATES),
+        )
+        doubts = self._rows(
+            "SELECT count(*) FROM launch WHERE pool = ? AND outcome = 'launched' "
+            "AND ended IS NULL AND registered IS NULL AND first_bundle IS NULL "
+            "AND given_up IS NULL AND requested >= ? UNION ALL "
+            "SELECT count(*) FROM launch WHERE pool = ? AND outcome IS NULL",
+            (pool, changed, pool),
+        )
+        accepted = self._rows(
+            "SELECT settled FROM launch WHERE pool = ? AND outcome = 'launched' "
+            "AND requested >= ? ORDER BY sequence DESC LIMIT 1",
+            (pool, changed),
+        )
+        return PoolRecord(
+            fates=tuple(fates),
+            in_doubt=sum(row[0] for row in doubts),
+            accepted=accepted[0][0] if accepted else None,
+            proven=row["proven"],
+            changed=changed,
+        )
+
     def launch(self, key: LaunchKey) -> Launch | None:
         """What became of a key; None for one that this installation did not intend."""
         found = self._launches("SELECT * FROM launch WHERE key = ?", (str(key),))
@@ -395,9 +604,19 @@ def _launch(row: sqlite3.Row) -> Launch:
         exit_code=row["exit_code"],
         why=row["why"],
         cause=EndCause(cause) if (cause := later.get("cause")) else None,
+        error_kind=later.get("error_kind"),
+        settled=row["settled"],
         started=later.get("started"),
+        registered=later.get("registered"),
+        first_bundle=later.get("first_bundle"),
         draining=later.get("draining"),
+        given_up=later.get("given_up"),
+        last_words=later.get("last_words"),
     )
+
+
+def _kind(error: BackendError | str | None) -> str | None:
+    return type(error).__name__ if isinstance(error, BackendError) else None
 
 
 class _Transaction:

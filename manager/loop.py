@@ -1,47 +1,36 @@
-"""The manager of one pool: observe, decide, act, wait; again until it is told to stop.
+"""The manager of a set of pools: observe, decide, act, wait; again until it is told to stop.
 
-A failed observation launches and ends nothing. Between any two steps of acting the process may
-die: what the ledger holds then is finished or undone by the first tick of the next manager.
+Nothing is launched or ended in a pool whose jobs could not be listed, nor in any pool when the
+queue could not be read. A pool that fails does not stop the others.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import random
 import sqlite3
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from backends.base import (
-    KEY,
-    Backend,
-    BackendError,
-    EndCause,
-    Invalid,
-    Job,
-    JobResources,
-    JobState,
-    LaunchKey,
-    LaunchRequest,
-    LaunchResult,
-    Preview,
-    Throttled,
-    Unreachable,
-)
-from bundles.errors import BundlesError, Conflict, NotAuthenticated, NotPermitted
-from bundles.exits import WorkerExit
-from bundles.home import PASSWORD_VARIABLE, TOKEN_VARIABLE, USER_VARIABLE, Credentials
+from backends.base import BackendError, Throttled
+from bundles.errors import BundlesError, NotAuthenticated, NotFound, NotPermitted
+from manager.accountant import Accountant
 from manager.alarm import Alarm, Stopped
-from manager.command import WorkerOptions, worker_command
-from manager.failures import meaning
+from manager.capacity import Demand
 from manager.feed import ChangeFeed
-from manager.journal import Journal
-from manager.ledger import Ledger, Outcome
-from manager.observe import Observation, Observer
-from manager.policy import Decision, PoolConfig, count, decide, surplus
+from manager.keeper import PoolKeeper, TooManyFailed
+from manager.lease import RETRY_SECONDS, Lease, LeaseLost
+from manager.ledger import Ledger
+from manager.listing import Listed, Lister
+from manager.money import NO_BUDGET, SOFT_FRACTION, Budget, Purse
+from manager.observe import Observation, has_a_run
+from manager.policy import Allow, Decision, Share, decide_set
+from manager.quiet import is_acting
 from manager.snapshot import Snapshot
+from manager.staged import StagedBundles, demand_of
 from manager.witness import Witness
 
 if TYPE_CHECKING:
@@ -50,7 +39,9 @@ if TYPE_CHECKING:
 SETTLE_SECONDS = 0.1
 """After news of staged bundles, idle workers get this long to take them, and more news to come."""
 LONGEST_BACKOFF_SECONDS = 60.0
-ENDS_TOLD_AGAIN = 50
+UNKNOWN_SECONDS = 120.0
+"""So long the workers that a pool had count, when its jobs cannot be listed; then other pools take
+the bundles that wait for them."""
 REFUSALS_BEFORE_LEAVING = 2
 """So many times in a row a server that took our credentials before may refuse them: a password
 buys a new token. One that never took them is left at once."""
@@ -58,258 +49,293 @@ buys a new token. One that never took them is left at once."""
 log = logging.getLogger("manager")
 
 
-class TooManyFailed(BundlesError):
-    """More workers have failed than the operator allows: no more are launched."""
+@dataclass
+class _Trouble:
+    """How often a pool failed in a row, how it was said, and when to try it again."""
 
-
-@dataclass(frozen=True, slots=True)
-class Launcher:
-    """How a worker of the pool is made: its command line, and its credentials.
-
-    ``credentials``: our own. Workers get them only on a server that gives no worker tokens.
-    """
-
-    server: str
-    options: WorkerOptions
-    resources: JobResources
-    credentials: Credentials
-
-    def requests(
-        self, keys: Sequence[LaunchKey], backend: Backend, secrets: Mapping[str, str]
-    ) -> list[LaunchRequest]:
-        """A request for each key; they differ in nothing else."""
-        argv = worker_command(
-            self.options,
-            backend.capabilities,
-            server=self.server,
-            worker_id=KEY,
-            work_directory=backend.work_directory,
-            cpus=self.resources.cpus,
-            gpus=self.resources.gpus,
-            memory_bytes=self.resources.memory_bytes,
-        )
-        return [LaunchRequest(key, tuple(argv), self.resources, secrets=secrets) for key in keys]
-
-    def secrets(self, client: Client) -> dict[str, str]:
-        """The environment by which a worker shows who it is: a fresh worker token, else CodaLab's.
-
-        Raises NotAuthenticated when there is nothing that a worker could use.
-        """
-        if "tokens" in client.features and not self.options.is_codalab:
-            return {TOKEN_VARIABLE: client.worker_token()}
-        if self.credentials.username and self.credentials.password:
-            return {
-                USER_VARIABLE: self.credentials.username,
-                PASSWORD_VARIABLE: self.credentials.password,
-            }
-        raise NotAuthenticated(
-            f"workers need a user and a password at {self.server}: set {USER_VARIABLE} and "
-            f"{PASSWORD_VARIABLE}, or give --password-file"
-        )
+    failures: int = 0
+    complaint: str = ""
+    retry_at: float = 0.0
 
 
 @dataclass
-class PoolManager:
-    """Keeps one pool. The caller holds the pool's lock, and closes what it passed in.
+class Manager:
+    """Keeps the pools of ``keepers``, in this order of preference. The caller holds their locks,
+    and closes what it passed in. ``lease``: where managers of other homes may keep the same pools.
+    ``budget``: what they may cost together."""
 
-    ``failures_allowed``: when more workers than this have failed since the start, it gives up.
-    """
-
-    pool: str
-    config: PoolConfig
-    observer: Observer
-    backend: Backend
-    launcher: Launcher
+    keepers: list[PoolKeeper]
+    staged: StagedBundles
     client: Client
     ledger: Ledger
-    journal: Journal
     alarm: Alarm
     make_feed: Callable[[], ChangeFeed]
     sleep_seconds: float = 5.0
     restart_after_seconds: float | None = None
-    failures_allowed: int | None = None
     witnesses: Sequence[Witness] = ()
+    lease: Lease | None = None
+    budget: Budget = NO_BUDGET
+    soft_fraction: float = SOFT_FRACTION
+    before_tick: Callable[[], None] = lambda: None
+    lister: Lister = field(default_factory=Lister)
     clock: Callable[[], float] = time.time
+    _leaving: list[PoolKeeper] = field(default_factory=list)
+    _known: dict[str, tuple[float, Snapshot]] = field(default_factory=dict)
+    _troubles: dict[str, _Trouble] = field(default_factory=dict)
     _complaint: str = ""
     _failures: int = 0
     _refusals: int = 0
     _accepted: bool = False
-    _journal_fails: bool = False
-    _throttled_until: float = 0.0
-    _failed_workers: int = 0
-    _surplus_since: float | None = None
-    _untold: dict[str, str] = field(default_factory=dict)
-    """Workers whose jobs have ended, and why: the server has yet to hear of it."""
-    _ending: set[str] = field(default_factory=set)
-    _kept: set[str] = field(default_factory=set)
-    """Jobs that cannot be ended by themselves."""
 
     def __post_init__(self) -> None:
-        self._recall_ends()
+        self._accountant = Accountant(self.ledger)
+
+    # Which pools
+
+    def configure(self, keepers: Sequence[PoolKeeper]) -> None:
+        """From the next tick on, keep these. A pool that is not among them any more drains, and
+        is released when it has no job left."""
+        names = {keeper.pool for keeper in keepers}
+        gone = [keeper for keeper in self._everyone() if keeper.pool not in names]
+        for keeper in gone:
+            keeper.config = replace(keeper.config, min_workers=0, max_workers=0)
+        self.keepers, self._leaving = list(keepers), gone
+
+    def keeper_of(self, pool: str) -> PoolKeeper | None:
+        """Of a pool that is kept, or still drains."""
+        return next((keeper for keeper in self._everyone() if keeper.pool == pool), None)
+
+    def _everyone(self) -> list[PoolKeeper]:
+        return [*self.keepers, *self._leaving]
 
     # One tick
 
-    def tick(self) -> Decision:
-        """Observe, decide, act. Raises BundlesError, BackendError, sqlite3.Error or OSError when
-        nothing could be decided or done, and Stopped."""
-        with self.alarm.interruptible():
-            observation = self.observer.observe(self.ledger, self.clock(), self._ending)
-        self._reconcile(observation)
-        now = self.clock()
-        snapshot = self._remembered(observation, now)
-        if snapshot.held_until < self._throttled_until:
-            snapshot = replace(
-                snapshot,
-                held_until=self._throttled_until,
-                hold_reason="the service asked for a pause",
-            )
-        decision = decide(snapshot, self.config, now)
-        for witness in self.witnesses:
-            witness.decided(observation, snapshot, decision)
-        results = self._act(decision)
-        self._write_down(now, snapshot.to_document(), decision.to_document(), results)
-        return decision
+    def tick(self) -> dict[str, Decision]:
+        """Observe, decide, act. Returns what was decided, by pool.
 
-    def _remembered(self, observation: Observation, now: float) -> Snapshot:
-        """The snapshot with what only this process knows: what it asked to end, and since when
-        more workers are on their way than bundles need."""
-        living = {job.id for job in observation.jobs if job.state is not JobState.ENDED}
-        self._ending &= living
-        self._kept &= living
-        snapshot = observation.snapshot
-        if not surplus(snapshot, self.config):
-            self._surplus_since = None
-        elif self._surplus_since is None:
-            self._surplus_since = now
-        return replace(
-            snapshot,
-            surplus_since=self._surplus_since,
-            withdrawable=tuple(i for i in snapshot.withdrawable if i not in self._kept),
-        )
-
-    def _write_down(
-        self,
-        now: float,
-        snapshot: Mapping[str, Any] | None,
-        decision: Mapping[str, Any] | None,
-        results: Sequence[Mapping[str, Any]] = (),
-        error: str = "",
-    ) -> None:
-        """A line in the journal. What was done stays done when it cannot be written, said once."""
-        try:
-            self.journal.write(
-                now, snapshot, decision, results, config=self.config.to_document(), error=error
-            )
-            self._journal_fails = False
-        except OSError as failure:
-            if not self._journal_fails:
-                log.error("the journal cannot be written: %s", failure)
-            self._journal_fails = True
-
-    def _reconcile(self, observation: Observation) -> None:
-        """Let the ledger learn what the list says: ends, and what became of open intents."""
-        now = self.clock()
-        listed = {job.key: job for job in observation.jobs}
-        lag_seconds = self.backend.capabilities.listing_lag_seconds
-        outcomes: list[tuple[LaunchKey, Outcome, str | None, str | None]] = []
-        for launch in self.ledger.unsettled(self.pool):
-            job = listed.get(launch.key)
-            if job is not None and (job.state is not JobState.ENDED or job.started is not None):
-                outcomes.append((launch.key, Outcome.LAUNCHED, job.id, None))
-                log.info("%s was launched before the last manager died: kept", launch.key)
-            elif job is not None or now - launch.requested >= lag_seconds:
-                outcomes.append((launch.key, Outcome.UNDONE, None, None))
-                log.info("%s was intended and never launched: forgotten", launch.key)
-        if outcomes:
-            self.ledger.settle_all(outcomes)
-        ended = self.ledger.record_ends(observation.jobs)
-        for witness in self.witnesses:
-            witness.ended(ended)
-        for job in ended:
-            log.info("%s", _farewell(job))
-            if job.exit_code != WorkerExit.FINISHED:  # who left well has said so itself
-                self._untold[job.worker_id] = _farewell(job)
-            self._failed_workers += job.cause is EndCause.FAILED
-        if self.failures_allowed is not None and self._failed_workers > self.failures_allowed:
-            raise TooManyFailed(
-                f"{count(self._failed_workers, 'worker')} failed, {self.failures_allowed} may: "
-                "see their logs, and start this command again"
-            )
-        missing = [
-            launch.key
-            for launch in self.ledger.running(self.pool)
-            if launch.key not in listed and now - launch.requested >= lag_seconds
-        ]
-        if missing:
-            self.ledger.record_missing(self.pool, missing)
-            for witness in self.witnesses:
-                witness.missing(missing)
-        self._tell_of_ends()
-
-    def _recall_ends(self) -> None:
-        """Ends that the last manager may have written down and not told of."""
-        for launch in self.ledger.recent(self.pool, ENDS_TOLD_AGAIN):
-            is_over = launch.ended is not None and launch.cause is not None
-            if is_over and launch.exit_code != WorkerExit.FINISHED:
-                self._untold[str(launch.key)] = f"{launch.key} ended: {launch.why}"
-
-    def _tell_of_ends(self) -> None:
-        """Have the server stage again what workers had that did not leave by themselves.
-
-        Raises BundlesError when it does not answer; what it did not hear is told again.
+        Raises BundlesError, BackendError, sqlite3.Error or OSError when nothing could be decided
+        or done in any pool, and Stopped. Of these LeaseLost, when another manager keeps one of
+        the pools: it was waited for then.
         """
-        if "checkout" not in self.client.features:
-            return
-        for worker_id, why in list(self._untold.items()):
+        if self.lease is not None:
             with self.alarm.interruptible():
-                try:
-                    restaged = self.client.checkout(worker_id, None, why)
-                except (NotPermitted, Conflict) as error:  # not a worker of this user
-                    log.debug("%s is not checked out: %s", worker_id, error)
-                    restaged = []
-            del self._untold[worker_id]
-            if restaged:
-                log.info("%s of %s staged again", count(len(restaged), "bundle"), worker_id)
-
-    def _act(self, decision: Decision) -> list[dict[str, Any]]:
-        """Carry the decision out; returns what came of it, for the journal."""
-        results: list[dict[str, Any]] = []
-        if decision.launch:
-            with self.alarm.interruptible():
-                secrets = self.launcher.secrets(self.client)
-            log.info("%s", decision.summary())
-            keys = self.ledger.intend(self.pool, decision.launch)
-            launched = self.backend.launch(self.launcher.requests(keys, self.backend, secrets))
-            self._settle(keys, launched)
-            results += [_result(key, outcome) for key, outcome in zip(keys, launched, strict=True)]
-        if decision.end:
-            log.info("%s", decision.summary())
-            for job_id, error in self.backend.terminate(decision.end).items():
-                if isinstance(error, Invalid):
-                    log.info("%s is not withdrawn: %s", job_id, error)
-                    self._kept.add(job_id)
-                elif error is None:
-                    self._ending.add(job_id)
-                results.append({"end": job_id, "error": str(error) if error else None})
-        return results
-
-    def _settle(self, keys: Sequence[LaunchKey], results: Sequence[LaunchResult]) -> None:
-        """Write the outcomes. What was Unreachable stays open: the next list tells."""
-        outcomes: list[tuple[LaunchKey, Outcome, str | None, str | None]] = []
-        errors: dict[str, int] = {}
-        for key, result in zip(keys, results, strict=True):
-            if isinstance(result, Job):
-                outcomes.append((key, Outcome.LAUNCHED, result.id, None))
+                self.lease.take()
+        everyone = self._everyone()
+        queues = [keeper.observer.queue for keeper in everyone]
+        with self.alarm.interruptible():
+            counted = self.staged.read(queues)
+        demand, unfit = demand_of(counted, queues)
+        snapshots: dict[str, Snapshot] = {}
+        seen: dict[str, Observation] = {}
+        errors: list[Exception] = []
+        due = [keeper for keeper in everyone if self._is_due(keeper)]
+        when = self.clock()
+        quiet = {} if demand else self._quiet(due)
+        asked = {keeper.pool: keeper.backend for keeper in due if keeper.pool not in quiet}
+        listed = quiet | self.lister.list(asked, self.alarm)
+        for keeper, misfits in zip(everyone, unfit, strict=True):
+            name = keeper.pool
+            jobs = listed.get(name)
+            try:
+                if isinstance(jobs, Exception):
+                    raise jobs
+                if jobs is None:
+                    snapshots[name] = self._last_known(keeper)
+                    continue
+                observation = keeper.observe(when, demand, misfits, jobs)
+                gave_up = self._reconcile(keeper, observation)
+            except (BackendError, OSError) as error:
+                errors.append(error)
+                self._pool_failed(keeper, error)
+                snapshots[name] = self._last_known(keeper)
                 continue
-            assert not isinstance(result, Preview), "nobody asked for a dry run"
-            errors[str(result)] = errors.get(str(result), 0) + 1
-            if isinstance(result, Throttled) and result.retry_after_seconds is not None:
-                self._throttled_until = self.clock() + result.retry_after_seconds
-            if not isinstance(result, Unreachable):
-                outcomes.append((key, Outcome.REFUSED, None, str(result)))
-        self.ledger.settle_all(outcomes)
-        for error, number in errors.items():
-            log.error("%s not launched: %s", count(number, "worker"), error)
+            seen[name] = observation
+            snapshot = keeper.remembered(observation, self.clock())
+            self._known[name] = (self.clock(), snapshot)
+            if gave_up:
+                snapshot = replace(snapshot, held_until=math.inf, hold_reason=gave_up)
+            snapshots[name] = snapshot
+        if errors and not seen:
+            raise errors[0]
+        if self._is_acting_on(quiet, snapshots, seen):
+            return self.tick()  # on lists of this moment
+        decided = self._act(demand, snapshots, seen)
+        for keeper in everyone:
+            name = keeper.pool
+            if name in decided and name not in quiet:
+                keeper.quiet.look(seen[name].jobs, snapshots[name], decided[name], self.clock())
+        self._release(seen)
+        self._tell_costs()
+        return decided
+
+    def _quiet(self, keepers: Sequence[PoolKeeper]) -> dict[str, Listed]:
+        """The jobs of pools in which nothing happens, as they were last listed."""
+        now = self.clock()
+        idle_workers: frozenset[str] = frozenset()
+        if any(keeper.quiet.needs_word(now) for keeper in keepers):
+            with self.alarm.interruptible():
+                idle_workers = _idle_workers(self.client)
+        return {
+            keeper.pool: jobs
+            for keeper in keepers
+            if (jobs := keeper.quiet.jobs(keeper.config, now, idle_workers)) is not None
+        }
+
+    def _is_acting_on(
+        self,
+        quiet: Mapping[str, Listed],
+        snapshots: Mapping[str, Snapshot],
+        seen: Mapping[str, Observation],
+    ) -> bool:
+        """Whether something would be launched or ended on a list of an earlier tick."""
+        if not quiet:
+            return False
+        configs = {keeper.pool: keeper.config for keeper in self._everyone()}
+        unknown = set(configs) - set(seen)
+        shares = decide_set({}, snapshots, configs, self.clock(), unknown)
+        decided = {name: shares[name].decision for name in quiet}
+        acting = {name for name, decision in decided.items() if decision and is_acting(decision)}
+        for keeper in self._everyone():
+            if keeper.pool in acting:
+                keeper.quiet.forget()
+        return bool(acting)
+
+    def _reconcile(self, keeper: PoolKeeper, observation: Observation) -> str:
+        """Why nothing may be launched in this pool any more; "" when it may.
+
+        Raises TooManyFailed when so it is in every pool.
+        """
+        try:
+            keeper.reconcile(observation)
+        except TooManyFailed as error:
+            if len(self.keepers) == 1:
+                raise
+            return str(error)
+        return ""
+
+    def _act(
+        self, demand: Demand, snapshots: dict[str, Snapshot], seen: dict[str, Observation]
+    ) -> dict[str, Decision]:
+        """Decide, and carry it out pool by pool; what one could not launch is decided again."""
+        everyone = self._everyone()
+        configs = {keeper.pool: keeper.config for keeper in everyone}
+        unknown = set(configs) - set(seen)
+        now = self.clock()
+        shares = decide_set(demand, snapshots, configs, now, unknown, self._allowed(now))
+        decided: dict[str, Decision] = {}
+        errors: list[Exception] = []
+        for keeper in everyone:
+            name = keeper.pool
+            share = shares[name]
+            if share.decision is None:
+                continue
+            for witness in keeper.witnesses:
+                witness.decided(seen[name], share.snapshot, share.decision)
+            launched, refused = self._carry_out(keeper, share, seen[name], now, errors)
+            decided[name] = share.decision
+            # What the others may still do is decided on what has become of this.
+            snapshots[name] = replace(
+                snapshots[name],
+                pending=snapshots[name].pending + launched,
+                held_until=math.inf,
+                hold_reason="launched in this tick",
+            )
+            if refused:
+                allowed = self._allowed(now)  # what was launched is in the ledger by now
+                shares = decide_set(demand, snapshots, configs, now, unknown, allowed)
+        if errors and len(errors) == len(seen):
+            raise errors[0]
+        return decided
+
+    def _allowed(self, now: float) -> Allow | None:
+        """What the budgets allow; None when there is none."""
+        terms = {keeper.pool: keeper.terms for keeper in self._everyone()}
+        if not self.budget and not any(its.budget for its in terms.values()):
+            return None
+        accounts = self._accountant.accounts(terms, now)
+        return Purse(accounts, now, self.budget, self.soft_fraction).allowance
+
+    def _tell_costs(self) -> None:
+        now = self.clock()
+        terms = {keeper.pool: keeper.terms for keeper in self._everyone()}
+        priced = {pool: its for pool, its in terms.items() if its.price_per_hour}
+        if priced:
+            accounts = self._accountant.accounts(priced, now)
+            for witness in self.witnesses:
+                witness.paid(accounts, self.budget, now)
+
+    def _carry_out(
+        self,
+        keeper: PoolKeeper,
+        share: Share,
+        observation: Observation,
+        now: float,
+        errors: list[Exception],
+    ) -> tuple[int, int]:
+        """How many workers were launched, as far as is known, and how many surely not."""
+        assert share.decision is not None
+        keeper.learn(share.snapshot, now)
+        try:
+            done = keeper.act(share.decision, observation)
+        except (BackendError, OSError) as error:
+            errors.append(error)
+            self._pool_failed(keeper, error)
+            return share.decision.launch, 0
+        self._troubles.pop(keeper.pool, None)
+        keeper.write_down(
+            now, share.snapshot.to_document(), share.decision.to_document(), done.results
+        )
+        return done.launched, done.refused
+
+    def _release(self, seen: dict[str, Observation]) -> None:
+        """Let go of pools that were taken out and have nothing left."""
+        for keeper in list(self._leaving):
+            observation = seen.get(keeper.pool)
+            if observation is not None and observation.snapshot.jobs == 0:
+                log.info("%s: its last worker has gone, it is kept no more", keeper.pool)
+                self._leaving.remove(keeper)
+                self._known.pop(keeper.pool, None)
+                keeper.release()
+
+    # Pools that fail
+
+    def _is_due(self, keeper: PoolKeeper) -> bool:
+        trouble = self._troubles.get(keeper.pool)
+        return trouble is None or len(self._everyone()) == 1 or self.clock() >= trouble.retry_at
+
+    def _last_known(self, keeper: PoolKeeper) -> Snapshot:
+        """With what was launched since, or by an earlier manager, and has yet to come."""
+        now = self.clock()
+        when, snapshot = self._known.get(keeper.pool, (-math.inf, _NOTHING))
+        if not 0 <= now - when < UNKNOWN_SECONDS:
+            snapshot = _NOTHING
+        coming = keeper.coming(now - UNKNOWN_SECONDS)
+        return replace(snapshot, pending=max(snapshot.pending, coming))
+
+    def _pool_failed(self, keeper: PoolKeeper, error: Exception) -> None:
+        """Say once what is wrong with one pool of several, and leave it alone for a while."""
+        if len(self._everyone()) == 1:
+            return  # the tick has failed, and says so
+        for witness in keeper.witnesses:
+            witness.failed(error)
+        trouble = self._troubles.setdefault(keeper.pool, _Trouble())
+        complaint = type(error).__name__
+        if complaint != trouble.complaint:
+            log.error(
+                "%s: nothing is launched or ended there while this lasts: %s", keeper.pool, error
+            )
+            trouble.complaint = complaint
+        keeper.write_down(self.clock(), None, None, error=f"{complaint}: {error}")
+        trouble.retry_at = self.clock() + self._pause_seconds(error, trouble.failures)
+        trouble.failures += 1
+
+    def _pause_seconds(self, error: Exception, failures: int) -> float:
+        longest = max(self.sleep_seconds, LONGEST_BACKOFF_SECONDS)
+        pause: float = min(max(0.5, self.sleep_seconds) * 2 ** min(failures, 16), longest)
+        pause *= random.uniform(0.5, 1.0)
+        if isinstance(error, Throttled):
+            return max(pause, error.retry_after_seconds or 0.0)
+        return pause
 
     # Again and again
 
@@ -342,22 +368,23 @@ class PoolManager:
         began = time.monotonic()
         failure: Exception | None = None
         try:
-            decision = self.tick()
+            self.before_tick()
+            decided = self.tick()
         except (BundlesError, BackendError, sqlite3.Error, OSError) as error:
             failure = error
             wait_seconds = self._failed(error)
         else:
-            self._succeeded(decision)
+            self._succeeded(decided)
             wait_seconds = self.sleep_seconds
         for witness in self.witnesses:
             witness.ticked(time.monotonic() - began, failure, wait_seconds)
         return wait_seconds
 
-    def _succeeded(self, decision: Decision) -> None:
-        if self._failures:
-            log.info("carrying on: %s", decision.summary())
-        else:
-            log.debug("%s", decision.summary())
+    def _succeeded(self, decided: dict[str, Decision]) -> None:
+        level = logging.INFO if self._failures else logging.DEBUG
+        for pool, decision in decided.items():
+            words = "carrying on: " if self._failures else ""
+            log.log(level, "%s%s: %s", words, pool, decision.summary())
         self._failures = self._refusals = 0
         self._accepted = True
         self._complaint = ""
@@ -376,24 +403,24 @@ class PoolManager:
         if complaint != self._complaint:
             log.error("nothing is launched or ended while this lasts: %s", error)
             self._complaint = complaint
-        self._write_down(self.clock(), None, None, error=f"{complaint}: {error}")
-        longest = max(self.sleep_seconds, LONGEST_BACKOFF_SECONDS)
-        wait_seconds: float = min(max(0.5, self.sleep_seconds) * 2**self._failures, longest)
-        self._failures = min(self._failures + 1, 16)
-        wait_seconds *= random.uniform(0.5, 1.0)
-        if isinstance(error, Throttled):
-            return max(wait_seconds, error.retry_after_seconds or 0.0)
+        for keeper in self._everyone():
+            keeper.write_down(self.clock(), None, None, error=f"{complaint}: {error}")
+            if isinstance(error, BundlesError):
+                keeper.server_failed(self.clock())
+        if isinstance(error, LeaseLost):
+            return RETRY_SECONDS
+        wait_seconds = self._pause_seconds(error, self._failures)
+        self._failures += 1
         return wait_seconds
 
 
-def _result(key: LaunchKey, outcome: LaunchResult) -> dict[str, Any]:
-    if isinstance(outcome, Job):
-        return {"launch": str(key), "job": outcome.id}
-    return {"launch": str(key), "error": f"{type(outcome).__name__}: {outcome}"}
+def _idle_workers(client: Client) -> frozenset[str]:
+    """Workers that the server knows, and that have no bundle."""
+    try:
+        workers = client.workers()
+    except (NotPermitted, NotFound):
+        return frozenset()
+    return frozenset(str(worker["worker_id"]) for worker in workers if not has_a_run(worker))
 
 
-def _farewell(job: Job) -> str:
-    if job.exit_code is None:
-        return f"{job.worker_id} ended: {job.why}"
-    why = f": {job.why}" if job.why else meaning(job.exit_code)
-    return f"{job.worker_id} left with exit code {job.exit_code}{why}"
+_NOTHING = Snapshot({}, 0, 0, 0)

@@ -5,8 +5,10 @@ Metrics are kept in a registry that the caller made, there is no other; serving 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 from prometheus_client import (
     CollectorRegistry,
@@ -34,11 +36,15 @@ from backends.base import (
     Unreachable,
 )
 from bundles import __version__
+from manager.governor import CallsWitness
+from manager.money import Account, Period, window
 from manager.observe import Observation
 from manager.policy import Decision, PoolConfig
 from manager.snapshot import Snapshot
 from manager.witness import Witness
 from manager.wrapped import WrappedBackend
+
+F = TypeVar("F", Gauge, Counter, Histogram, Info)
 
 OK = "ok"
 ABORTED = "aborted"
@@ -53,7 +59,7 @@ CAUSES: dict[type[BackendError], str] = {
     Unreachable: "unreachable",
 }
 CALL_BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
-REGISTRATION_BUCKETS = (1, 2, 5, 10, 20, 30, 60, 120, 180, 300, 600, 1200, 3600)
+START_BUCKETS = (1, 2, 5, 10, 20, 30, 60, 120, 180, 300, 600, 1200, 3600)
 
 
 def cause(error: BackendError) -> str:
@@ -61,123 +67,235 @@ def cause(error: BackendError) -> str:
     return next((name for kind, name in CAUSES.items() if isinstance(error, kind)), "other")
 
 
-class Metrics(Witness):
-    """The metrics of one pool, as a witness of its manager; ``clock`` never goes back."""
+class Metrics:
+    """The metrics of one process: of each pool that it keeps. Made once for a registry."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        ProcessCollector(registry=registry)
+        self._families: list[Gauge | Counter | Histogram | Info] = []
+
+        def add(family: F) -> F:
+            registry.register(family)
+            self._families.append(family)
+            return family
+
+        def gauge(name: str, help: str, *labels: str) -> Gauge:
+            return add(Gauge(f"worker_manager_{name}", help, ("pool", *labels), registry=None))
+
+        def counter(name: str, help: str, *labels: str) -> Counter:
+            return add(Counter(f"worker_manager_{name}", help, ("pool", *labels), registry=None))
+
+        def histogram(name: str, help: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+            return add(
+                Histogram(
+                    f"worker_manager_{name}",
+                    help,
+                    ("pool", *labels),
+                    registry=None,
+                    buckets=buckets,
+                )
+            )
+
+        self.build = add(
+            Info("worker_manager_build", "The program and its backend.", ("pool",), registry=None)
+        )
+        self.min_workers = gauge("min_workers", "Never fewer workers than this.")
+        self.max_workers = gauge("max_workers", "Never more workers than this.")
+        self.staged = gauge("staged_bundles", "Staged bundles of this pool's share of the queue.")
+        self.unfit = gauge("unfit_bundles", "Staged bundles that no worker of the pool could run.")
+        self.workers = gauge("workers", "Workers that the service has of ours.", "state")
+        self.held = gauge("launches_held", "1 while launches are held because they failed.")
+        self.held_until = gauge(
+            "launches_held_until_timestamp_seconds",
+            "Until when launches are held, 0: they are not.",
+        )
+        self.quarantined = gauge(
+            "quarantined", "1 while the launches of the pool do nothing, and one alone is tried."
+        )
+        self.probation = gauge(
+            "launches_on_probation", "1 while one launch has to show that failures are over."
+        )
+        self.reasons = gauge("decision_reason", "1 for what held at the last decision.", "code")
+        self.observed = gauge(
+            "last_observation_timestamp_seconds", "When queue and jobs were last read whole."
+        )
+        self.launches = counter("launches", "Workers launched.")
+        self.failures = counter("launch_failures", "Launches that failed.", "cause")
+        self.ends = counter("worker_ends", "Workers that ended.", "cause", "exit_code")
+        self.terminations = counter("terminations", "Workers that were asked to end.", "result")
+        self.tick_failures = counter("tick_failures", "Ticks that could not be done.", "cause")
+        self.calls = histogram(
+            "backend_call_seconds", "Calls to the backend.", CALL_BUCKETS, "operation", "result"
+        )
+        self.ticks = histogram("tick_seconds", "Ticks, failed ones too.", CALL_BUCKETS)
+        self.registrations = histogram(
+            "registration_seconds",
+            "From the decision to launch a worker to its being seen at the server.",
+            START_BUCKETS,
+        )
+        self.first_bundles = histogram(
+            "first_bundle_seconds",
+            "From the decision to launch a worker to its being seen with a bundle.",
+            START_BUCKETS,
+        )
+        self.pace = gauge(
+            "calls_per_second_allowed", "To the account's service, +Inf while it is not paced."
+        )
+        self.waits = counter("call_wait_seconds", "Spent on not calling faster than that.")
+        self.refusals = counter("calls_not_made", "Calls put off to a later tick.", "operation")
+        self.has_lease = gauge("lease_held", "1 while the server says that we keep the pool.")
+        self.spent = gauge("spent", "What workers have cost in the running period.", "period")
+        self.forecast = gauge(
+            "spent_forecast", "The same at the end of it, when nothing more is launched.", "period"
+        )
+        self.budget = gauge("budget", "What the pool may cost in a period.", "period")
+        self.cost_per_hour = gauge("cost_per_hour", "What the workers that live cost an hour.")
+        self.whole_budget = Gauge(
+            "worker_manager_whole_budget",
+            "What all pools together may cost in a period.",
+            ("period",),
+            registry=registry,
+        )
+        self.is_config_good = Gauge(
+            "worker_manager_config_good",
+            "0 while the pools file has mistakes, and what it said before holds.",
+            registry=registry,
+        )
+        self.is_config_good.set(1)
+
+    def forget(self, pool: str) -> None:
+        """The pool is kept no more."""
+        for family in self._families:
+            family.remove_by_labels({"pool": pool})
+
+
+class PoolMetrics(Witness, CallsWitness):
+    """The metrics of one pool, as a witness of its keeper; ``clock`` never goes back."""
 
     def __init__(
         self,
-        registry: CollectorRegistry,
+        metrics: Metrics,
         pool: str,
         backend_name: str,
-        config: PoolConfig,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._of = metrics
         self._clock = clock
         self._pool = pool
         self._requested: dict[str, float] = {}
         """When the workers that this process launched, and that have not come, were asked for."""
+        self._idle: dict[str, float] = {}
+        """The same of those that came, and were not seen with a bundle."""
         self._codes: set[str] = set()
-        ProcessCollector(registry=registry)
-
-        def gauge(name: str, help: str, *labels: str) -> Gauge:
-            return Gauge(f"worker_manager_{name}", help, ("pool", *labels), registry=registry)
-
-        def counter(name: str, help: str, *labels: str) -> Counter:
-            return Counter(f"worker_manager_{name}", help, ("pool", *labels), registry=registry)
-
-        def histogram(name: str, help: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-            return Histogram(
-                f"worker_manager_{name}",
-                help,
-                ("pool", *labels),
-                registry=registry,
-                buckets=buckets,
-            )
-
-        build = Info(
-            "worker_manager_build", "The program and its backend.", ("pool",), registry=registry
-        )
-        build.labels(pool).info({"version": __version__, "backend": backend_name})
-        gauge("min_workers", "Never fewer workers than this.").labels(pool).set(config.min_workers)
-        gauge("max_workers", "Never more workers than this.").labels(pool).set(config.max_workers)
-        self._staged = gauge("staged_bundles", "Staged bundles that a worker could run.")
-        self._unfit = gauge("unfit_bundles", "Staged bundles that no worker of the pool could run.")
-        self._workers = gauge("workers", "Workers that the service has of ours.", "state")
-        self._held = gauge("launches_held", "1 while launches are held because they failed.")
-        self._probation = gauge(
-            "launches_on_probation", "1 while one launch has to show that failures are over."
-        )
-        self._reasons = gauge("decision_reason", "1 for what held at the last decision.", "code")
-        self._observed = gauge(
-            "last_observation_timestamp_seconds", "When queue and jobs were last read whole."
-        )
-        self._launches = counter("launches", "Workers launched.")
-        self._failures = counter("launch_failures", "Launches that failed.", "cause")
-        self._ends = counter("worker_ends", "Workers that ended.", "cause", "exit_code")
-        self._terminations = counter("terminations", "Workers that were asked to end.", "result")
-        self._tick_failures = counter("tick_failures", "Ticks that could not be done.", "cause")
-        self._calls = histogram(
-            "backend_call_seconds", "Calls to the backend.", CALL_BUCKETS, "operation", "result"
-        )
-        self._ticks = histogram("tick_seconds", "Ticks, failed ones too.", CALL_BUCKETS)
-        self._registrations = histogram(
-            "registration_seconds",
-            "From the decision to launch a worker to its being seen at the server.",
-            REGISTRATION_BUCKETS,
-        )
+        self._has_failed = False
+        metrics.build.labels(pool).info({"version": __version__, "backend": backend_name})
         # What has not happened yet is there as 0, so that the first time shows in a rate.
-        for state in ("pending", "active", "ending"):
-            self._workers.labels(pool, state)
+        for state in ("pending", "active", "draining", "ending"):
+            metrics.workers.labels(pool, state)
         for name in CAUSES.values():
-            self._failures.labels(pool, name)
-        for metric in (self._launches, self._ticks, self._registrations):
-            metric.labels(pool)
+            metrics.failures.labels(pool, name)
+        for family in (metrics.launches, metrics.ticks, metrics.registrations, metrics.waits):
+            family.labels(pool)
+        metrics.first_bundles.labels(pool)
+        metrics.pace.labels(pool).set(math.inf)
 
     # As a witness
 
+    def configured(self, config: PoolConfig) -> None:
+        """The limits are these from now on."""
+        self._of.min_workers.labels(self._pool).set(config.min_workers)
+        self._of.max_workers.labels(self._pool).set(config.max_workers)
+
     def decided(self, observation: Observation, snapshot: Snapshot, decision: Decision) -> None:
         pool = self._pool
-        self._observed.labels(pool).set_to_current_time()
-        self._staged.labels(pool).set(snapshot.staged)
-        self._unfit.labels(pool).set(snapshot.unfit)
-        self._workers.labels(pool, "pending").set(snapshot.pending)
-        self._workers.labels(pool, "active").set(snapshot.active)
-        self._workers.labels(pool, "ending").set(snapshot.ending)
+        self._of.observed.labels(pool).set_to_current_time()
+        self._of.staged.labels(pool).set(snapshot.staged)
+        self._of.unfit.labels(pool).set(snapshot.unfit)
+        self._of.workers.labels(pool, "pending").set(snapshot.pending)
+        self._of.workers.labels(pool, "active").set(snapshot.active)
+        self._of.workers.labels(pool, "draining").set(snapshot.draining)
+        self._of.workers.labels(pool, "ending").set(snapshot.ending)
         held = {reason.code: reason.held for reason in decision.reasons}
         self._codes |= held.keys()
         for code in self._codes:
-            self._reasons.labels(pool, code).set(held.get(code, False))
-        self._held.labels(pool).set(held.get("held", False))
-        self._probation.labels(pool).set(snapshot.is_on_probation)
+            self._of.reasons.labels(pool, code).set(held.get(code, False))
+        self._of.held.labels(pool).set(held.get("held", False))
+        self._of.held_until.labels(pool).set(snapshot.held_until)
+        self._of.quarantined.labels(pool).set(snapshot.is_quarantined)
+        self._of.probation.labels(pool).set(snapshot.is_on_probation)
+        now = self._clock()
         for worker_id in observation.arrived:
             requested = self._requested.pop(worker_id, None)
             if requested is not None:
-                self._registrations.labels(pool).observe(self._clock() - requested)
+                self._of.registrations.labels(pool).observe(now - requested)
+                self._idle[worker_id] = requested
+        for worker_id in self._idle.keys() & observation.busy:
+            self._of.first_bundles.labels(pool).observe(now - self._idle.pop(worker_id))
         for job in observation.jobs:
             if job.state is JobState.ENDED:
-                self._requested.pop(job.worker_id, None)
+                self._forget(job.worker_id)
+
+    def _forget(self, worker_id: str) -> None:
+        self._requested.pop(worker_id, None)
+        self._idle.pop(worker_id, None)
 
     def ended(self, jobs: Sequence[Job]) -> None:
         for job in jobs:
             why = str(job.cause or EndCause.UNKNOWN).replace(" ", "_")
             code = "" if job.exit_code is None else str(job.exit_code)
-            self._ends.labels(self._pool, why, code).inc()
+            self._of.ends.labels(self._pool, why, code).inc()
 
     def missing(self, keys: Sequence[LaunchKey]) -> None:
         for key in keys:
-            self._ends.labels(self._pool, MISSING, "").inc()
-            self._requested.pop(str(key), None)
+            self._of.ends.labels(self._pool, MISSING, "").inc()
+            self._forget(str(key))
+
+    def failed(self, error: Exception) -> None:
+        self._has_failed = True
+        name = cause(error) if isinstance(error, BackendError) else type(error).__name__
+        self._of.tick_failures.labels(self._pool, name).inc()
 
     def ticked(self, seconds: float, error: Exception | None, wait_seconds: float) -> None:
-        self._ticks.labels(self._pool).observe(seconds)
-        if error is not None:
-            name = cause(error) if isinstance(error, BackendError) else type(error).__name__
-            self._tick_failures.labels(self._pool, name).inc()
+        self._of.ticks.labels(self._pool).observe(seconds)
+        if error is not None and not self._has_failed:
+            self.failed(error)
+        self._has_failed = False
+
+    def paid_for(self, account: Account, now: float) -> None:
+        """What this pool has cost by ``now``."""
+        pool = self._pool
+        price = account.terms.price_per_hour
+        self._of.cost_per_hour.labels(pool).set(account.living * price)
+        for period in Period:
+            place = window(period, now)
+            self._of.spent.labels(pool, period).set(account.spent.get(place, 0.0))
+            self._of.forecast.labels(pool, period).set(account.forecast(place, now))
+            most = account.terms.budget.of(period)
+            if most is not None:
+                self._of.budget.labels(pool, period).set(most)
+
+    # Of the lease
+
+    def leased(self, is_held: Callable[[], bool]) -> None:
+        """Ask this, from any thread, whether the pool is ours."""
+        self._of.has_lease.labels(self._pool).set_function(is_held)
+
+    # Of the governor
+
+    def paced(self, calls_per_second: float | None) -> None:
+        pace = math.inf if calls_per_second is None else calls_per_second
+        self._of.pace.labels(self._pool).set(pace)
+
+    def waited(self, seconds: float) -> None:
+        self._of.waits.labels(self._pool).inc(seconds)
+
+    def refused(self, operation: str) -> None:
+        self._of.refusals.labels(self._pool, operation).inc()
 
     # Of the backend
 
     def called(self, operation: str, result: str, seconds: float) -> None:
-        self._calls.labels(self._pool, operation, result).observe(seconds)
+        self._of.calls.labels(self._pool, operation, result).observe(seconds)
 
     def launching(self, requests: Sequence[LaunchRequest]) -> None:
         now = self._clock()
@@ -186,15 +304,15 @@ class Metrics(Witness):
     def launched(self, requests: Sequence[LaunchRequest], results: Sequence[LaunchResult]) -> None:
         for request, result in zip(requests, results, strict=True):
             if isinstance(result, Job):
-                self._launches.labels(self._pool).inc()
+                self._of.launches.labels(self._pool).inc()
             elif isinstance(result, BackendError):
-                self._failures.labels(self._pool, cause(result)).inc()
+                self._of.failures.labels(self._pool, cause(result)).inc()
                 if not isinstance(result, Unreachable):  # that one may have been launched
-                    self._requested.pop(str(request.key), None)
+                    self._forget(str(request.key))
 
     def terminated(self, results: Sequence[BackendError | None]) -> None:
         for error in results:
-            self._terminations.labels(self._pool, cause(error) if error else OK).inc()
+            self._of.terminations.labels(self._pool, cause(error) if error else OK).inc()
 
 
 def _result(results: Iterable[LaunchResult | None]) -> str:
@@ -205,7 +323,7 @@ def _result(results: Iterable[LaunchResult | None]) -> str:
 class _Call:
     """One call under way, counted when it is left."""
 
-    def __init__(self, metrics: Metrics, clock: Callable[[], float], operation: str) -> None:
+    def __init__(self, metrics: PoolMetrics, clock: Callable[[], float], operation: str) -> None:
         self._metrics = metrics
         self._clock = clock
         self._operation = operation
@@ -227,7 +345,7 @@ class MeteredBackend(WrappedBackend):
     """Counts and times what is asked of a backend, and changes nothing about it."""
 
     def __init__(
-        self, inner: Backend, metrics: Metrics, clock: Callable[[], float] = time.monotonic
+        self, inner: Backend, metrics: PoolMetrics, clock: Callable[[], float] = time.monotonic
     ) -> None:
         super().__init__(inner)
         self._metrics = metrics

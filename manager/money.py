@@ -9,6 +9,7 @@ to accountant.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -17,13 +18,15 @@ from math import floor, inf
 from typing import Any, NamedTuple
 
 from bundles.errors import UsageError
-from manager.policy import count
+from manager.policy import Allowance, count
 
 MINIMUM_SECONDS = 60.0
 SHORTEST_STAY_SECONDS = 3600.0
 """A worker is reckoned to stay at least so long: with this an hour's budget holds whatever
 workers do, since no hour has more seconds."""
 SOFT_FRACTION = 0.8
+STAYS_REMEMBERED = 100
+"""How long workers stay is reckoned by the longest of so many that ended last."""
 
 
 class Period(StrEnum):
@@ -93,12 +96,15 @@ class Budget:
         return {str(period): self.of(period) for period in Period}
 
 
+NO_BUDGET = Budget()
+
+
 @dataclass(frozen=True, slots=True)
 class Terms:
     """What one worker of a pool costs, and what the pool alone may cost."""
 
     price_per_hour: float = 0.0
-    budget: Budget = Budget()
+    budget: Budget = NO_BUDGET
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Terms:
@@ -115,6 +121,9 @@ class Terms:
         if terms.budget and not terms.price_per_hour:
             raise UsageError("a budget of a pool needs --price-per-hour, above 0")
         return terms
+
+
+FREE = Terms()
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,12 +156,41 @@ class Account:
         return self.spent.get(place, 0.0) + self.cost(place, now, self.living)
 
 
-@dataclass(frozen=True, slots=True)
-class Allowance:
-    """How many more workers a pool may launch, None: as many as it likes; and why."""
+class Book:
+    """What the ended workers of one pool have cost in the windows that now matter."""
 
-    affordable: int | None = None
-    reason: str = ""
+    def __init__(self, now: float) -> None:
+        self.month = window(Period.MONTH, now)
+        self._seconds = dict.fromkeys(windows(now), 0.0)
+        self._stays_seconds: deque[float] = deque(maxlen=STAYS_REMEMBERED)
+
+    def enter(self, since: float, until: float) -> None:
+        """One has ended that is charged from then to then."""
+        until = max(until, since + MINIMUM_SECONDS)
+        for place in self._seconds:
+            self._seconds[place] += place.overlap(since, until)
+        self._stays_seconds.append(until - since)
+
+    def account(self, terms: Terms, living: Iterable[float | None], now: float) -> Account:
+        """``living``: when each of the others started, None for one that has not."""
+        places = windows(now)
+        # What has passed is forgotten. No stay that was entered reaches beyond the next window.
+        self._seconds = {place: self._seconds.get(place, 0.0) for place in places}
+        seconds = dict(self._seconds)
+        longest = max(self._stays_seconds, default=None)
+        number = 0
+        for started in living:
+            number += 1
+            if started is None:
+                continue
+            if longest is not None:
+                longest = max(longest, now - started)
+            for place in places[: len(Period)]:
+                seconds[place] += place.overlap(started, now)
+        price = terms.price_per_hour / 3600
+        return Account(
+            terms, {place: amount * price for place, amount in seconds.items()}, number, longest
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +204,7 @@ class Purse:
 
     accounts: Mapping[str, Account]
     now: float
-    budget: Budget = Budget()
+    budget: Budget = NO_BUDGET
     soft_fraction: float = SOFT_FRACTION
 
     def allowance(
@@ -185,6 +223,7 @@ class Purse:
             rival
             for rival in rivals
             if self.accounts[rival].terms.price_per_hour < account.terms.price_per_hour
+            and self.allowance(rival, launched).affordable != 0
         ]
         found = Allowance()
         for place in windows(self.now):

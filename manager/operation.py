@@ -6,11 +6,15 @@ Decides nothing; a manager without it would keep the pool just as well.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from backends.base import Backend
+from manager.alarm import Alarm
+from manager.governor import CallsWitness, GovernedBackend, Governor, Governors
+from manager.money import Account, Budget, Period
 from manager.policy import PoolConfig
 from manager.pulse import Pulse
 from manager.systemd import Systemd
@@ -19,27 +23,26 @@ from manager.witness import Witness
 from manager.wrapped import WatchedBackend
 
 if TYPE_CHECKING:
-    from manager.metrics import Metrics
+    from manager.metrics import Metrics, PoolMetrics
 
 log = logging.getLogger("manager")
 
 
-class Operation:
-    """Of one pool. A context: what it started ends with it."""
+class Operation(Witness):
+    """Of the pools that one process keeps. A context: what it started ends with it."""
 
-    def __init__(
-        self, pool: str, backend_name: str, config: PoolConfig, environ: Mapping[str, str]
-    ) -> None:
+    def __init__(self, environ: Mapping[str, str], alarm: Alarm) -> None:
         self.systemd = Systemd(environ)
-        self._pulse = Pulse()
+        self.pulse = Pulse()
+        self._alarm = alarm
+        self._governors = Governors()
         self._metrics: Metrics | None = None
-        self._pool = pool
-        self._backend_name = backend_name
-        self._config = config
+        self._by_pool: dict[str, PoolMetrics] = {}
+        self._paces: dict[str, Governor] = {}
         self._stack = ExitStack()
 
     def __enter__(self) -> Operation:
-        self._stack.enter_context(Watchdog(self._pulse, self.systemd))
+        self._stack.enter_context(Watchdog(self.pulse, self.systemd))
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -53,18 +56,84 @@ class Operation:
         from manager.metrics_server import MetricsServer
 
         registry = CollectorRegistry()
-        self._metrics = Metrics(registry, self._pool, self._backend_name, self._config)
-        server = self._stack.enter_context(MetricsServer(host, port, registry, self._pulse))
+        self._metrics = Metrics(registry)
+        server = self._stack.enter_context(MetricsServer(host, port, registry, self.pulse))
         log.info("metrics are at %s/metrics", server.address)
 
-    def around(self, backend: Backend) -> Backend:
-        """The backend, watched, and metered when somebody looks."""
-        if self._metrics is not None:
+    # Which pools
+
+    def keeps(self, pool: str, backend_name: str, config: PoolConfig) -> None:
+        """A pool is kept from now on, or with other limits."""
+        if self._metrics is None:
+            return
+        from manager.metrics import PoolMetrics
+
+        if pool not in self._by_pool:
+            self._by_pool[pool] = PoolMetrics(self._metrics, pool, backend_name)
+        self._by_pool[pool].configured(config)
+
+    def keeps_no_more(self, pool: str) -> None:
+        self._paces.pop(pool, None)
+        if self._by_pool.pop(pool, None) is not None and self._metrics is not None:
+            self._metrics.forget(pool)
+
+    def around(self, pool: str, backend_name: str, backend: Backend) -> Backend:
+        """The backend of a pool that is kept: metered when somebody looks, no faster than its
+        account allows, and watched."""
+        governor = self._governors.of(backend_name, backend, pool)
+        metrics = self._by_pool.get(pool)
+        if metrics is not None:
             from manager.metrics import MeteredBackend
 
-            backend = MeteredBackend(backend, self._metrics)
-        return WatchedBackend(backend, self._pulse)
+            backend = MeteredBackend(backend, metrics)
+        if governor is not None:
+            self._paces[pool] = governor
+            backend = GovernedBackend(backend, governor, self._pause, metrics or CallsWitness())
+        return WatchedBackend(backend, self.pulse)
+
+    def _pause(self, seconds: float) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self._alarm.pause(seconds)
+        else:  # the alarm is waited for by the main thread alone, which does not wait for this one
+            threading.Event().wait(seconds)
+
+    def leased(self, pool: str, is_held: Callable[[], bool]) -> None:
+        """A pool is ours by a lease; ``is_held`` says whether it still is, to any thread."""
+        if pool in self._by_pool:
+            self._by_pool[pool].leased(is_held)
+
+    def configured(self, *, is_good: bool) -> None:
+        """The pools file was read: it holds from now on, or what it said before does."""
+        if self._metrics is not None:
+            self._metrics.is_config_good.set(is_good)
+
+    # Who wants to know
 
     @property
     def witnesses(self) -> tuple[Witness, ...]:
-        return (self._pulse,) if self._metrics is None else (self._pulse, self._metrics)
+        """Of the ticks of all pools."""
+        return (self,)
+
+    def witnesses_of(self, pool: str) -> tuple[Witness, ...]:
+        """Of what is seen and decided in one pool."""
+        metrics = self._by_pool.get(pool)
+        return (self.pulse,) if metrics is None else (self.pulse, metrics)
+
+    def ticked(self, seconds: float, error: Exception | None, wait_seconds: float) -> None:
+        self.pulse.ticked(seconds, error, wait_seconds)
+        self._governors.ticked(seconds, error, wait_seconds)
+        for pool, metrics in self._by_pool.items():
+            metrics.ticked(seconds, error, wait_seconds)
+            if pool in self._paces:
+                metrics.paced(self._paces[pool].calls_per_second)
+
+    def paid(self, accounts: Mapping[str, Account], budget: Budget, now: float) -> None:
+        if self._metrics is None:
+            return
+        for pool, account in accounts.items():
+            if pool in self._by_pool:
+                self._by_pool[pool].paid_for(account, now)
+        for period in Period:
+            most = budget.of(period)
+            if most is not None:
+                self._metrics.whole_budget.labels(period).set(most)

@@ -28,6 +28,7 @@ class Word(click.ParamType):  # type: ignore[type-arg]  # not generic before cli
 
 
 TAG = Word(re.compile(r"[A-Za-z0-9-]+"), "a tag", "write letters, digits and hyphens")
+ADDRESS = Word(re.compile(r"https?://\S+"), "an address", "write http://… or https://…")
 POOL_NAME = Word(POOL_PATTERN, "a name for a pool", "write up to 48 letters, digits, - and _")
 
 
@@ -62,6 +63,7 @@ def set_options() -> list[click.Option]:
         _option(
             "--server",
             metavar="URL",
+            type=ADDRESS,
             envvar=SERVER_VARIABLE,
             show_envvar=True,
             help="The server of bundles.",
@@ -100,7 +102,7 @@ def set_options() -> list[click.Option]:
             "--metrics-host",
             metavar="ADDRESS",
             default="127.0.0.1",
-            help="… at this address of this machine.",
+            help="Address of this machine that --metrics-port is of.",
         ),
         _option(
             "--log-format",
@@ -152,6 +154,12 @@ def own_options() -> list[click.Option]:
             help="A worker that is to take no more bundles has so long for those that it has.",
         ),
         _option(
+            "--registration-seconds",
+            type=click.FloatRange(min=1),
+            default=600,
+            help="A worker that the server has not heard of so long after its start is ended.",
+        ),
+        _option(
             "--price-per-hour",
             type=click.FloatRange(min=0),
             metavar="NUMBER",
@@ -167,13 +175,13 @@ def own_options() -> list[click.Option]:
             "--budget-per-day",
             type=click.FloatRange(min=0),
             metavar="NUMBER",
-            help="… in a day.",
+            help="No launch that would make this pool cost more in a day.",
         ),
         _option(
             "--budget-per-month",
             type=click.FloatRange(min=0),
             metavar="NUMBER",
-            help="… in a month.",
+            help="No launch that would make this pool cost more in a month.",
         ),
         _option(
             "--patience-seconds",
@@ -213,7 +221,9 @@ def worker_options() -> list[click.Option]:
     return [
         _option("--worker-executable", metavar="COMMAND", help="The worker, instead of our own."),
         _option("--worker-tag", type=TAG, help="Run bundles queued for this tag, too."),
-        _option("--worker-tag-exclusive", is_flag=True, help="Run those only."),
+        _option(
+            "--worker-tag-exclusive", is_flag=True, help="Run bundles queued for --worker-tag only."
+        ),
         _option("--worker-group", help="Run bundles of this group's members, too."),
         _option(
             "--worker-idle-seconds",
@@ -221,15 +231,23 @@ def worker_options() -> list[click.Option]:
             default=600,
             help="A worker leaves when idle this long.",
         ),
-        _option("--worker-exit-after-num-runs", type=click.IntRange(min=0), help="… or then."),
+        _option(
+            "--worker-exit-after-num-runs",
+            type=click.IntRange(min=0),
+            help="A worker leaves after so many runs.",
+        ),
         _option("--worker-work-dir-prefix", metavar="DIRECTORY", help="Where workers keep files."),
         _option(
             "--worker-max-work-dir-size",
             metavar="SIZE",
             callback=_check_size,
-            help="How much they keep: 10g.",
+            help="How much workers keep there: 10g.",
         ),
-        _option("--worker-delete-work-dir-on-exit", is_flag=True, help="Leave nothing of it."),
+        _option(
+            "--worker-delete-work-dir-on-exit",
+            is_flag=True,
+            help="Workers leave nothing of their files.",
+        ),
         _option(
             "--worker-download-dependencies-max-retries",
             type=click.IntRange(min=0),
@@ -246,7 +264,11 @@ def worker_options() -> list[click.Option]:
             type=click.IntRange(min=1),
             help="Shared memory of a bundle's container.",
         ),
-        _option("--worker-pass-down-termination", is_flag=True, help="Ended: give bundles back."),
+        _option(
+            "--worker-pass-down-termination",
+            is_flag=True,
+            help="A worker that is ended gives its bundles back.",
+        ),
         _option("--worker-exit-on-exception", is_flag=True, help="Leave at unforeseen errors."),
         _option("--worker-preemptible", is_flag=True, help="Its machine may go at any time."),
     ]

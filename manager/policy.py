@@ -1,4 +1,5 @@
-"""How many workers there should be: CodaLab's rule, for as many workers as are needed at once.
+"""How many workers there should be: CodaLab's rule, for as many workers as are needed at once,
+in several pools.
 
 A pure function of what was seen, what is wanted, and the time. No clock, no I/O.
 
@@ -8,16 +9,21 @@ bundles are staged, or there are as many jobs as allowed; and below the minimum 
 holds. Here bundles are fitted into the room that workers have, those that run and those that are
 on their way, and what is left into new ones, all in one tick. Where each bundle takes a worker of
 its own, and no worker has room left, the answer is CodaLab's, asked until it is no.
+
+A set of pools is asked in the order of preference: what a pool may not launch, or what waits for
+its workers for too long, is left to the next.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from manager.capacity import (
     Demand,
+    Need,
     Offer,
     Room,
     Shelf,
@@ -29,8 +35,9 @@ from manager.capacity import (
 )
 from manager.snapshot import Snapshot
 
-SURPLUS_SECONDS = 60.0
-"""Pending workers that nothing needs are withdrawn after so long: queues breathe."""
+SURPLUS_SECONDS = 10.0
+"""Pending workers that nothing needs are withdrawn after so long: queues breathe. When it is more,
+those that come find nothing to do (`python -m benchmarks traces`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +46,21 @@ class PoolConfig:
     offer ``shape``.
 
     ``min_seconds_between_workers``: above 0, one launch at most in each such interval.
+    ``max_launches_per_minute``: None, or how many in any minute; neither holds below the minimum.
+    ``patience_seconds``: for workers that are pending longer no bundle waits that another pool of
+    the set can take; None: however long. ``drain_grace_seconds``: a worker that was told to take
+    no more has so long for the bundles that it has. ``registration_seconds``: a worker that runs
+    has so long to come to the server.
     """
 
     shape: Offer
     min_workers: int = 1
     max_workers: int = 10
     min_seconds_between_workers: float = 0.0
+    max_launches_per_minute: int | None = None
+    patience_seconds: float | None = None
+    drain_grace_seconds: float = 3600.0
+    registration_seconds: float = 600.0
 
     def to_document(self) -> dict[str, Any]:
         """JSON: the shape as [gpus, cpus, memory bytes, disk bytes, tag, exclusive]."""
@@ -54,6 +70,10 @@ class PoolConfig:
             "min_workers": self.min_workers,
             "max_workers": self.max_workers,
             "min_seconds_between_workers": self.min_seconds_between_workers,
+            "max_launches_per_minute": self.max_launches_per_minute,
+            "patience_seconds": self.patience_seconds,
+            "drain_grace_seconds": self.drain_grace_seconds,
+            "registration_seconds": self.registration_seconds,
         }
 
     @classmethod
@@ -65,6 +85,10 @@ class PoolConfig:
             min_workers=document["min_workers"],
             max_workers=document["max_workers"],
             min_seconds_between_workers=document["min_seconds_between_workers"],
+            max_launches_per_minute=document.get("max_launches_per_minute"),
+            patience_seconds=document.get("patience_seconds"),
+            drain_grace_seconds=document.get("drain_grace_seconds", 3600.0),
+            registration_seconds=document.get("registration_seconds", 600.0),
         )
 
 
@@ -79,11 +103,13 @@ class Reason:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """How many workers to launch, which jobs to end, and why. Every clause gives its reason."""
+    """How many workers to launch, which jobs to end, which workers to tell to take no more
+    bundles (``drain``, by job), and why. Every clause gives its reason."""
 
     launch: int
     end: tuple[str, ...] = ()
     reasons: tuple[Reason, ...] = ()
+    drain: tuple[str, ...] = ()
 
     def reason(self, code: str) -> Reason:
         """The reason of one clause. Raises KeyError."""
@@ -96,6 +122,7 @@ class Decision:
         return {
             "launch": self.launch,
             "end": list(self.end),
+            "drain": list(self.drain),
             "reasons": [
                 {"code": reason.code, "held": reason.held, "sentence": reason.sentence}
                 for reason in self.reasons
@@ -109,6 +136,7 @@ class Decision:
             launch=document["launch"],
             end=tuple(document["end"]),
             reasons=tuple(Reason(**reason) for reason in document["reasons"]),
+            drain=tuple(document.get("drain", ())),
         )
 
     def summary(self) -> str:
@@ -116,7 +144,8 @@ class Decision:
         deciding = [reason for reason in self.reasons if reason.held]
         sentence = (deciding[-1] if deciding else self.reasons[-1]).sentence
         done = [f"launch {count(self.launch, 'worker')}"] if self.launch else []
-        done += [f"withdraw {count(len(self.end), 'worker')}"] if self.end else []
+        done += [f"end {count(len(self.end), 'worker')}"] if self.end else []
+        done += [f"drain {count(len(self.drain), 'worker')}"] if self.drain else []
         return f"{' and '.join(done) or 'launch none'}: {sentence}"
 
 
@@ -127,10 +156,15 @@ def decide(snapshot: Snapshot, config: PoolConfig, now: float) -> Decision:
     """The decision of one tick. ``now`` in seconds since the epoch.
 
     Each clause may lower what the queue asks for; the last clause that did is what decided. Below
-    the minimum the difference is launched whatever the clauses of the queue say. Nothing is
-    launched while launches are held because they failed (``held_until``), and one alone to find
-    out whether that is over. Of workers that run none is ended: they leave by themselves when they
-    are idle. What is still pending and not needed is withdrawn, newest first.
+    the minimum the difference is launched whatever the clauses of the queue say, but no more than
+    the budget allows. Nothing is launched while launches are held because they failed
+    (``held_until``), and then, or when nothing is known of the pool, only a few to find out
+    whether it works (``trial``).
+
+    Workers leave by themselves when they are idle. What is still pending and not needed is
+    withdrawn, newest first. When there are more than the maximum, which was lowered then, so much
+    is withdrawn and drained; what drains for longer than the grace is ended, and so is a worker
+    that never registered. In quarantine what is pending is withdrawn but for one, the probe.
     """
     reasons: list[Reason] = []
 
@@ -139,7 +173,7 @@ def decide(snapshot: Snapshot, config: PoolConfig, now: float) -> Decision:
         return held
 
     staged, pending = snapshot.staged, snapshot.pending
-    # Never above the maximum: what is being ended still takes its place.
+    # Never above the maximum: what is draining or being ended still takes its place.
     room = max(0, config.max_workers - snapshot.jobs)
     missing = min(max(0, config.min_workers - snapshot.workers), room)
     if snapshot.unfit:
@@ -148,10 +182,17 @@ def decide(snapshot: Snapshot, config: PoolConfig, now: float) -> Decision:
             staged == 0,
             f"{count(snapshot.unfit, 'staged bundle')} would not fit a worker of this pool",
         )
+    if snapshot.elsewhere:
+        clause(
+            "elsewhere",
+            staged == 0,
+            f"{count(snapshot.elsewhere, 'staged bundle')} left to other pools",
+        )
     wanted = 0
     if not clause("nothing_staged", staged == 0, f"{count(staged, 'bundle')} staged"):
         wanted = _needed(snapshot, config, clause)
         wanted = _interval_allows(snapshot, config, now, wanted, clause)
+        wanted = _rate_allows(snapshot, config, wanted, clause)
         clause(
             "at_maximum",
             wanted > room,
@@ -159,6 +200,16 @@ def decide(snapshot: Snapshot, config: PoolConfig, now: float) -> Decision:
             f"{count(staged, 'bundle')} staged",
         )
         wanted = min(wanted, room)
+        if snapshot.is_slow:
+            # One tells when the pool is faster again.
+            fewer = 0 if pending else 1
+            clause(
+                "slow",
+                wanted > fewer,
+                f"workers take longer to start than {config.patience_seconds:g} s: "
+                "other pools take the bundles",
+            )
+            wanted = min(wanted, fewer)
         if wanted:
             clause(
                 "staged",
@@ -172,23 +223,190 @@ def decide(snapshot: Snapshot, config: PoolConfig, now: float) -> Decision:
         f"{count(snapshot.workers, 'worker')} of at least {config.min_workers}",
     )
     wanted = max(wanted, missing)
+    if snapshot.affordable is not None:
+        clause("budget", wanted > snapshot.affordable, snapshot.budget_reason)
+        wanted = min(wanted, snapshot.affordable)
     if wanted and snapshot.held_until > now:
-        clause(
-            "held",
-            True,
-            f"{snapshot.hold_reason}; next try in {snapshot.held_until - now:.0f} s",
-        )
+        until = snapshot.held_until - now
+        next_try = "" if math.isinf(until) else f"; next try in {until:.0f} s"
+        clause("held", True, snapshot.hold_reason + next_try)
         wanted = 0
-    elif wanted and snapshot.is_on_probation:
-        in_doubt = snapshot.pending > 0
-        clause(
-            "probation",
-            in_doubt or wanted > 1,
-            f"{snapshot.hold_reason}; one worker shows whether that is over",
-        )
-        wanted = 0 if in_doubt else 1
-    end = () if wanted else _withdrawn(snapshot, config, now, clause)
-    return Decision(launch=wanted, end=end, reasons=tuple(reasons))
+    elif wanted and snapshot.trial is not None:
+        if snapshot.is_on_probation:
+            sentence = f"{snapshot.hold_reason}; one worker shows whether that is over"
+            clause("probation", wanted > snapshot.trial, sentence)
+        else:
+            sentence = "a first worker has to show that the pool works before more are launched"
+            clause("slow_start", wanted > snapshot.trial, sentence)
+        wanted = min(wanted, snapshot.trial)
+    end, drain = _shed(snapshot, config, clause)
+    end = end or _spared(snapshot, clause)
+    if not (wanted or end or drain):
+        end = _withdrawn(snapshot, config, now, clause)
+    return Decision(
+        launch=wanted,
+        end=(*end, *_overdue(snapshot, clause), *_unregistered(snapshot, clause)),
+        reasons=tuple(reasons),
+        drain=drain,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """How many more workers a pool may launch, None: as many as it likes; and why."""
+
+    affordable: int | None = None
+    reason: str = ""
+
+
+Allow = Callable[[str, Mapping[str, int], Collection[str]], Allowance]
+"""What the budgets allow a pool, after so many launches of others that are decided already, when
+these other pools could take its bundles, too (`manager.money`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one pool of a set has to do with the queue, and what is decided for it.
+
+    ``decide`` of ``snapshot`` is ``decision``; None for a pool whose jobs are not known.
+    """
+
+    snapshot: Snapshot
+    decision: Decision | None
+
+
+def decide_set(
+    demand: Demand,
+    snapshots: Mapping[str, Snapshot],
+    configs: Mapping[str, PoolConfig],
+    now: float,
+    unknown: Collection[str] = (),
+    allow: Allow | None = None,
+) -> dict[str, Share]:
+    """The decisions of one tick for pools in the order of ``configs``, which is that of preference.
+
+    ``demand``: the staged bundles of the whole set. ``snapshots``: of every pool, whose own
+    ``demand`` is not looked at; of a pool that is ``unknown`` the last one known: its workers may
+    have taken bundles or be about to, and nothing is launched or ended there.
+
+    Bundles go into the room of workers that run, in any pool, then into that of workers on their
+    way, then to new workers, pool by pool: what a pool may not launch is left to the next.
+    ``allow``: None when there is no budget.
+    """
+    if allow is not None:
+        snapshots = {n: _with(snapshots[n], allow(n, {}, ())) for n in configs}
+    launched: dict[str, int] = {}
+    left = coarse_demand(demand, _largest(configs))
+    taken: dict[str, dict[Need, int]] = {name: {} for name in configs}
+    for name, config in configs.items():
+        offers = coarse_offers(snapshots[name].free, config.shape.room)
+        left = _take(taken[name], left, place(left, Shelf(offers)))
+    for name, config in configs.items():
+        patient = _patient(snapshots[name], config)
+        left = _take(taken[name], left, open_workers(left, config.shape, patient)[1])
+    shares: dict[str, Share] = {}
+    names = list(configs)
+    for position, name in enumerate(names):
+        snapshot, config = snapshots[name], configs[name]
+        concerns = {need: number for need, number in demand.items() if config.shape.takes(need)}
+        mine = _sum(taken[name], {n: k for n, k in left.items() if config.shape.takes(n)})
+        snapshot = replace(snapshot, demand=mine, elsewhere=max(0, total(concerns) - total(mine)))
+        if name in unknown:
+            shares[name] = Share(snapshot, None)
+            continue
+        later = {n: (snapshots[n], configs[n]) for n in names[position + 1 :] if n not in unknown}
+        is_late = _is_late(snapshot, config)
+        if is_late and _is_taken_by(later, left, config, now):
+            snapshot = replace(snapshot, is_slow=True)
+        if allow is not None:
+            others = {n: (snapshots[n], configs[n]) for n in names if n not in (name, *unknown)}
+            snapshot = _with(snapshot, allow(name, launched, _rivals(others, left, config, now)))
+        decision = decide(snapshot, config, now)
+        launched[name] = decision.launch
+        shares[name] = Share(snapshot, decision)
+        left = _left_to_others(snapshot, config, decision, left)
+    return shares
+
+
+def _with(snapshot: Snapshot, allowance: Allowance) -> Snapshot:
+    return replace(snapshot, affordable=allowance.affordable, budget_reason=allowance.reason)
+
+
+def _rivals(
+    pools: Mapping[str, tuple[Snapshot, PoolConfig]], left: Demand, config: PoolConfig, now: float
+) -> list[str]:
+    """The pools that could take all that this one would launch for, now or when there is room."""
+    mine = [need for need in left if config.shape.takes(need)]
+    return [
+        name
+        for name, (other, theirs) in pools.items()
+        if theirs.max_workers > 0
+        and other.held_until <= now
+        and all(theirs.shape.takes(need) for need in mine)
+    ]
+
+
+def _left_to_others(
+    snapshot: Snapshot, config: PoolConfig, decision: Decision, left: Demand
+) -> dict[Need, int]:
+    """The bundles that the pools after this one may take."""
+    if snapshot.is_slow:
+        return dict(left)
+    lowering = {"too_soon", "launch_rate", "at_maximum", "budget", "held", "probation"}
+    if not any(reason.held and reason.code in lowering for reason in decision.reasons):
+        # What it does not launch for, it has room for; packed as it is, not as it was here.
+        return {need: number for need, number in left.items() if not config.shape.takes(need)}
+    return open_workers(left, config.shape, decision.launch)[1]
+
+
+def _patient(snapshot: Snapshot, config: PoolConfig) -> int:
+    """For how many of the pending workers bundles wait, whoever else could take them."""
+    if _starts_late(snapshot, config):
+        return 0
+    over = max(0, snapshot.workers - config.max_workers)
+    withdrawn = min(over, len(snapshot.withdrawable))
+    return max(0, snapshot.pending - max(snapshot.impatient, withdrawn))
+
+
+def _is_late(snapshot: Snapshot, config: PoolConfig) -> bool:
+    return snapshot.impatient > 0 or _starts_late(snapshot, config)
+
+
+def _starts_late(snapshot: Snapshot, config: PoolConfig) -> bool:
+    patience, lately = config.patience_seconds, snapshot.start_seconds
+    return patience is not None and lately is not None and lately > patience
+
+
+def _is_taken_by(
+    pools: Mapping[str, tuple[Snapshot, PoolConfig]], left: Demand, config: PoolConfig, now: float
+) -> bool:
+    """Whether one of the pools could launch for bundles that wait for this one's workers."""
+    return any(
+        other.jobs < theirs.max_workers
+        and other.held_until <= now
+        and other.affordable != 0
+        and other.trial != 0
+        and not _is_late(other, theirs)
+        and any(theirs.shape.takes(need) for need in left if config.shape.takes(need))
+        for other, theirs in pools.values()
+    )
+
+
+def _take(into: dict[Need, int], before: Demand, after: dict[Need, int]) -> dict[Need, int]:
+    for need, number in before.items():
+        gone = number - after.get(need, 0)
+        if gone:
+            into[need] = into.get(need, 0) + gone
+    return after
+
+
+def _sum(one: Demand, other: Demand) -> dict[Need, int]:
+    return {need: one.get(need, 0) + other.get(need, 0) for need in {**one, **other}}
+
+
+def _largest(configs: Mapping[str, PoolConfig]) -> Room:
+    rooms = [config.shape.room for config in configs.values()]
+    return Room(*(max(amounts) for amounts in zip(*rooms, strict=True))) if rooms else Room()
 
 
 def surplus(snapshot: Snapshot, config: PoolConfig) -> int:
@@ -246,6 +464,62 @@ def _withdrawn(
     return snapshot.withdrawable[:number] if is_long else ()
 
 
+def _shed(
+    snapshot: Snapshot, config: PoolConfig, clause: Clause
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Of workers above the maximum: those to withdraw, and those to drain."""
+    over = snapshot.workers - config.max_workers
+    if over <= 0:
+        return (), ()
+    end = snapshot.withdrawable[:over]
+    drain = snapshot.drainable[: over - len(end)]
+    clause(
+        "above_maximum",
+        bool(end or drain),
+        f"{count(snapshot.workers, 'worker')} of at most {config.max_workers}",
+    )
+    return end, drain
+
+
+def _overdue(snapshot: Snapshot, clause: Clause) -> tuple[str, ...]:
+    if snapshot.drain_overdue:
+        number = len(snapshot.drain_overdue)
+        clause("drain_overdue", True, f"{count(number, 'worker')} drained for long enough")
+    return snapshot.drain_overdue
+
+
+def _unregistered(snapshot: Snapshot, clause: Clause) -> tuple[str, ...]:
+    if snapshot.unregistered:
+        number = len(snapshot.unregistered)
+        clause("never_registered", True, f"{count(number, 'worker')} never came to the server")
+    return snapshot.unregistered
+
+
+def _spared(snapshot: Snapshot, clause: Clause) -> tuple[str, ...]:
+    """What a pool in quarantine has on its way, but for the oldest, which is the probe."""
+    if not snapshot.is_quarantined or len(snapshot.withdrawable) < 2:
+        return ()
+    end = snapshot.withdrawable[:-1]
+    clause(
+        "quarantined", True, f"{count(len(end), 'pending worker')} spared: {snapshot.hold_reason}"
+    )
+    return end
+
+
+def _rate_allows(snapshot: Snapshot, config: PoolConfig, wanted: int, clause: Clause) -> int:
+    most = config.max_launches_per_minute
+    if most is None or wanted == 0:
+        return wanted
+    allowed = max(0, most - snapshot.launched_lately)
+    clause(
+        "launch_rate",
+        wanted > allowed,
+        f"{count(snapshot.launched_lately, 'launch', 'launches')} in the last minute "
+        f"of at most {most}",
+    )
+    return min(wanted, allowed)
+
+
 def _interval_allows(
     snapshot: Snapshot, config: PoolConfig, now: float, wanted: int, clause: Clause
 ) -> int:
@@ -265,8 +539,8 @@ def _interval_allows(
     return 0 if too_soon else 1
 
 
-def count(number: int, noun: str) -> str:
+def count(number: int, noun: str, plural: str = "") -> str:
     """`1 worker`, `3 workers`, `no workers`."""
-    if number == 0:
-        return f"no {noun}s"
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    if number == 1:
+        return f"1 {noun}"
+    return f"{number or 'no'} {plural or noun + 's'}"

@@ -39,12 +39,15 @@ class QueueConfig:
             prefilter=not settings["no_prefilter"],
         )
 
-    def keywords(self, *, root: bool) -> list[str]:
-        """CodaLab's search for the staged bundles of this pool; root's workers run everybody's."""
+    def keywords(self, *, root: bool, is_alone: bool = True) -> list[str]:
+        """CodaLab's search for the staged bundles of this pool; root's workers run everybody's.
+
+        Not ``is_alone``: those of every pool that shares the search, whatever its tag.
+        """
         keywords = ["state=staged", *self.search]
         if not root:
             keywords.append(".mine")
-        if self.tag_exclusive and self.tag:
+        if is_alone and self.tag_exclusive and self.tag:
             keywords.append(f"request_queue={self.tag},tag={self.tag}")
         return keywords
 
@@ -59,9 +62,14 @@ class QueueConfig:
 
         Without the prefilter such a bundle counts as one that takes a whole worker.
         """
-        room = Room(asked.gpus, asked.cpus, asked.memory_bytes, asked.disk_bytes)
-        need = Need(room, queue_tag(asked.queue))
+        need = as_need(asked)
         if self.shape.takes(need):
             return need
         whole = self.shape.room._replace(disk_bytes=0)
         return None if self.prefilter else Need(whole, self.tag or "")
+
+
+def as_need(asked: Resources) -> Need:
+    """What a bundle asks for, of whichever worker."""
+    room = Room(asked.gpus, asked.cpus, asked.memory_bytes, asked.disk_bytes)
+    return Need(room, queue_tag(asked.queue))

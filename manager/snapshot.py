@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,8 +23,22 @@ class Snapshot:
     ``withdrawable``: ids of jobs that the service has not started, newest first.
     Times are seconds since the epoch. ``last_launch``: when a launch was last tried.
     ``surplus_since``: since when more workers are pending than bundles need, None when it is not
-    so. ``held_until``: launches failed lately and are not tried again before, for ``hold_reason``;
+    so. ``held_until``: launches failed lately and are not tried again before, for ``hold_reason``,
+    infinity: never again;
     ``is_on_probation``: they did, and the next one has to show that it is over.
+
+    ``elsewhere``: staged bundles that this pool could run and that are left to others of its set.
+    ``impatient``: how many of the pending wait longer than the pool's patience;
+    ``start_seconds``: how long the last workers took from launch to start, None: not known;
+    ``is_slow``: one or the other is too long, and another pool of the set takes the bundles
+    meanwhile. ``launched_lately``: launches of the last minute.
+    ``draining``: workers that run and were told to take no more bundles; ``drainable``: ids of
+    jobs whose workers could be told so, the idle first, then the newest; ``drain_overdue``: ids
+    of those that were told so longer ago than the pool's grace.
+    ``affordable``: how many more workers the budget allows, None: as many as you like; and why.
+    ``trial``: how many more may be launched before one has shown that the pool works, None: any
+    number; ``is_quarantined``: several in a row did nothing. ``unregistered``: ids of jobs whose
+    workers run for so long that the server should have heard of them, and has not.
     """
 
     demand: Demand
@@ -38,6 +53,19 @@ class Snapshot:
     held_until: float = 0.0
     hold_reason: str = ""
     is_on_probation: bool = False
+    elsewhere: int = 0
+    impatient: int = 0
+    start_seconds: float | None = None
+    is_slow: bool = False
+    launched_lately: int = 0
+    draining: int = 0
+    drainable: tuple[str, ...] = ()
+    drain_overdue: tuple[str, ...] = ()
+    affordable: int | None = None
+    budget_reason: str = ""
+    trial: int | None = None
+    is_quarantined: bool = False
+    unregistered: tuple[str, ...] = ()
 
     @property
     def staged(self) -> int:
@@ -51,7 +79,7 @@ class Snapshot:
     @property
     def jobs(self) -> int:
         """All that the service has of ours."""
-        return self.workers + self.ending
+        return self.workers + self.draining + self.ending
 
     def to_document(self) -> dict[str, Any]:
         """JSON: kinds of bundles as [gpus, cpus, memory bytes, disk bytes, queue, number], free
@@ -67,14 +95,32 @@ class Snapshot:
             "withdrawable": list(self.withdrawable),
             "last_launch": self.last_launch,
             "surplus_since": self.surplus_since,
-            "held_until": self.held_until,
+            "held_until": None if math.isinf(self.held_until) else self.held_until,
             "hold_reason": self.hold_reason,
             "is_on_probation": self.is_on_probation,
+            "elsewhere": self.elsewhere,
+            "impatient": self.impatient,
+            "start_seconds": self.start_seconds,
+            "is_slow": self.is_slow,
+            "launched_lately": self.launched_lately,
+            "draining": self.draining,
+            "drainable": list(self.drainable),
+            "drain_overdue": list(self.drain_overdue),
+            "affordable": self.affordable,
+            "budget_reason": self.budget_reason,
+            "trial": self.trial,
+            "is_quarantined": self.is_quarantined,
+            "unregistered": list(self.unregistered),
         }
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> Snapshot:
-        """The snapshot that ``to_document`` wrote. Raises KeyError, TypeError or ValueError."""
+        """The snapshot that ``to_document`` wrote, now or in format 1, which knew of one pool.
+
+        Raises KeyError, TypeError or ValueError.
+        """
+        # Probation was one worker alone, before it had a number.
+        trial = (0 if document["pending"] else 1) if document["is_on_probation"] else None
         return cls(
             demand={
                 Need(Room(*room), queue): number for *room, queue, number in document["demand"]
@@ -90,7 +136,20 @@ class Snapshot:
             withdrawable=tuple(document["withdrawable"]),
             last_launch=document["last_launch"],
             surplus_since=document["surplus_since"],
-            held_until=document["held_until"],
+            held_until=math.inf if document["held_until"] is None else document["held_until"],
             hold_reason=document["hold_reason"],
             is_on_probation=document["is_on_probation"],
+            elsewhere=document.get("elsewhere", 0),
+            impatient=document.get("impatient", 0),
+            start_seconds=document.get("start_seconds"),
+            is_slow=document.get("is_slow", False),
+            launched_lately=document.get("launched_lately", 0),
+            draining=document.get("draining", 0),
+            drainable=tuple(document.get("drainable", ())),
+            drain_overdue=tuple(document.get("drain_overdue", ())),
+            affordable=document.get("affordable"),
+            budget_reason=document.get("budget_reason", ""),
+            trial=document.get("trial", trial),
+            is_quarantined=document.get("is_quarantined", False),
+            unregistered=tuple(document.get("unregistered", ())),
         )

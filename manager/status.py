@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import time
-from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from manager.options import connection_options
+
+if TYPE_CHECKING:
+    from manager.installation import Installation
 
 RECENT_ENDS = 5
 
@@ -49,47 +51,26 @@ def _status(home: str | None, pool: str | None, output: str, verbose: bool) -> i
     return 0
 
 
-def pools_document(installation: Any) -> list[dict[str, Any]]:
-    """Every pool of a home: its manager, jobs (living, and the last that ended), last decision.
+def pools_document(installation: Installation) -> list[dict[str, Any]]:
+    """Every pool of a home, as manager.overview has it, and its jobs (living, and the last that
+    ended) as its service has them at this moment.
 
-    A pool whose backend cannot be asked has ``jobs`` None and an ``error``: unknown is not zero.
+    ``jobs`` is None and ``error`` says why when it could not be asked: unknown is not zero.
     """
     from backends.base import BackendError
-    from manager.journal import last_entry
-    from manager.ledger import Ledger
-    from manager.lock import holder
+    from manager.overview import Overview
 
-    ledger = Ledger.read_only(installation.ledger_path)
-    if ledger is None:
-        return []
     documents = []
-    with ledger:
-        for pool in ledger.pools():
+    with Overview(installation) as overview:
+        for pool in overview.pools():
             jobs: list[dict[str, Any]] | None = None
             error = ""
             try:
-                backend = installation.backend(pool, os.environ)
-                jobs = [_job(job) for job in backend.list_jobs()]
+                jobs = [_job(job) for job in installation.backend(pool, os.environ).list_jobs()]
             except BackendError as failure:
                 error = str(failure)
-            entry = None
-            with suppress(OSError):
-                entry = last_entry(installation.journal_path(pool.name))
-            documents.append(
-                {
-                    "pool": pool.name,
-                    "backend": pool.backend,
-                    "server": pool.server,
-                    "manager": holder(installation.lock_path(pool.name)),
-                    "min_workers": pool.settings.get("min_workers"),
-                    "max_workers": pool.settings.get("max_workers"),
-                    "jobs": jobs,
-                    "error": error,
-                    "launched": ledger.launched(pool.name),
-                    "last_launch": pool.last_launch,
-                    "last": entry,
-                }
-            )
+            document = overview.document(pool, time.time())
+            documents.append(document | {"jobs": jobs, "error": error})
     return documents
 
 
@@ -120,6 +101,10 @@ def _print(pools: list[dict[str, Any]]) -> None:
         console.print(Text(pool["pool"], style="bold"), f"for {pool['server']}: {manager}")
         if pool["error"]:
             console.print(Text(f"  its jobs are unknown: {pool['error']}", style="red"))
+        if pool["until"] is not None:
+            left = _duration(pool["until"] - time.time())
+            words = f"  {pool['state']} for {left} more: {pool['why']}"
+            console.print(Text(words, style="yellow"))
         _print_last(console, pool["last"])
         living, ended = _split(pool["jobs"] or [])
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
@@ -133,8 +118,13 @@ def _print(pools: list[dict[str, Any]]) -> None:
             console.print(table)
         console.print(
             f"  {len(living)} of {pool['min_workers']} to {pool['max_workers']} workers, "
-            f"{pool['launched']} launched in all"
+            f"{pool['launched']} launched in all, {pool['launched_lately']} in the last hour"
         )
+        if pool["failures_lately"]:
+            causes = [f"{number} {cause}" for cause, number in pool["failures_lately"].items()]
+            console.print(Text(f"  failed in the last hour: {', '.join(causes)}", style="red"))
+        if pool["cost"]:
+            console.print(f"  {_cost(pool['cost'])}")
 
 
 def _print_last(console: Any, entry: dict[str, Any] | None) -> None:
@@ -173,7 +163,19 @@ def _left(job: dict[str, Any]) -> str:
     return ", ".join(word for word in said if word)
 
 
+def _cost(cost: dict[str, Any]) -> str:
+    words = []
+    for period, spent in cost["spent"].items():
+        budget = cost["budget"][period]
+        words.append(f"{spent:.2f}{f' of {budget:.2f}' if budget else ''} this {period}")
+    return f"spent {', '.join(words)}; now {cost['per_hour']:.2f} an hour"
+
+
 def _age(when: float | None) -> str:
+    return _duration(time.time() - when) if when else "?"
+
+
+def _duration(seconds: float) -> str:
     from bundles.sizes import format_duration
 
-    return format_duration(max(0.0, time.time() - when)) if when else "?"
+    return format_duration(max(0.0, seconds))

@@ -15,6 +15,7 @@ from backends.base import (
     Job,
     LaunchRequest,
     LaunchResult,
+    OfAccount,
 )
 from manager.pulse import Pulse
 
@@ -31,6 +32,10 @@ class WrappedBackend:
     @property
     def capabilities(self) -> Capabilities:
         return self.inner.capabilities
+
+    @property
+    def account(self) -> str | None:
+        return self.inner.account if isinstance(self.inner, OfAccount) else ""
 
     @property
     def work_directory(self) -> str:

@@ -37,7 +37,7 @@ from worker.messages import message_id
 
 log = logging.getLogger(__name__)
 
-FEATURES = ("batch", "claims")
+FEATURES = ("batch", "claims", "drain")
 WAIT_SECONDS = 25.0
 SOON_SECONDS = 0.03
 """News that nobody waits for (an acknowledgement, a run that began) wait so long for company: most
@@ -119,6 +119,8 @@ class Reporter:
     ) -> None:
         self.session = uuid.uuid4().hex
         self.has_answered = False
+        self.reached = 0.0
+        """When the latest check-in was sent that was answered, by the loop's clock."""
         self.failing_since: float | None = None
         self._client = client
         self._loop = loop
@@ -222,6 +224,7 @@ class Reporter:
         if self.failing_since is not None and self.has_answered:
             log.info("the server answers again")
         self.failing_since, self.has_answered, self._not_before = None, True, 0.0
+        self.reached = max(self.reached, flight.sent)
         self._backoff.reset()
         for identity in flight.acknowledged:
             self._to_acknowledge.pop(identity, None)

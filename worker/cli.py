@@ -194,6 +194,14 @@ def _identity(context: click.Context, parameter: click.Parameter, text: str | No
     show_default=True,
     help="How often aws and azure are asked for that; gcp tells by itself.",
 )
+@click.option(
+    "--on-lease-lost",
+    type=click.Choice(["finish", "stop"]),
+    default="finish",
+    show_default=True,
+    help="What runs do that may be another worker's by now, since the server was not reached for "
+    "so long: go on (it refuses what comes too late), or end.",
+)
 @click.option("--delete-work-dir-on-exit", is_flag=True, help="Remove --work-dir at the end.")
 @click.option("--exit-on-exception", is_flag=True, help="Leave when something unforeseen happens.")
 @click.option(
@@ -440,6 +448,7 @@ def _settings(options: dict[str, Any]) -> Settings:
         delete_work_dir_on_exit=options["delete_work_dir_on_exit"],
         download_retries=options["download_retries"],
         shared_file_system=options["shared_file_system"],
+        stops_on_lost_lease=options["on_lease_lost"] == "stop",
     )
 
 

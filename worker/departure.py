@@ -15,7 +15,7 @@ from worker.loop import Loop, Outcome, Pool, Timer
 from worker.preemption.base import Notice
 from worker.runs import Runs
 from worker.settings import Settings
-from worker.stages import GiveBack, Revoked, Stage
+from worker.stages import Revoked, Stage
 from worker.tally import Tally
 
 log = logging.getLogger(__name__)
@@ -37,8 +37,8 @@ _OVER = (Stage.FINALIZING, Stage.FINISHED)
 
 
 class Departure:
-    """For the loop's thread. ``is_ending``: nothing more is taken; ``is_leaving``: nothing more is
-    done, either."""
+    """For the loop's thread. ``is_ending``: nothing more is taken, ``is_draining``: by the server's
+    word; ``is_leaving``: nothing more is done, either."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class Departure:
         is_expecting: Callable[[], bool],
     ) -> None:
         """``is_expecting``: whether a run may be about to come."""
-        self.is_ending = False
+        self.is_draining = False
         self.is_leaving = False
         self.exit = WorkerExit.FAILED
         self._settings = settings
@@ -66,11 +66,17 @@ class Departure:
         self._idle_timer: Timer | None = None
         self._is_started = False
         self._is_asked = False
+        self._is_ending = False
+        self._drain_reason = ""
         self._reason = "terminated"
         self._code = WorkerExit.TERMINATED
 
     @property
-    def _is_draining(self) -> bool:
+    def is_ending(self) -> bool:
+        return self._is_ending or self.is_draining
+
+    @property
+    def _is_preempted(self) -> bool:
         return self._code is WorkerExit.PREEMPTED
 
     @property
@@ -106,14 +112,14 @@ class Departure:
     def terminate(self) -> None:
         """A signal asks the worker to end. The second one is not argued with."""
         if self._is_asked or self.is_leaving:
-            self._finish(self._code if self._is_draining else WorkerExit.TERMINATED)
+            self._finish(self._code if self._is_preempted else WorkerExit.TERMINATED)
             return
         self._is_asked = True
-        if self._is_draining:  # nobody will start this worker again on this machine
-            self._give_back(*Stage)
+        if self._is_preempted:  # nobody will start this worker again on this machine
+            self._runs.give_back(*Stage)
             self._reporter.now()
             return
-        self.is_ending = True
+        self._is_ending = True
         if all(held.run.stage in _OVER for held in self._runs.held.values()):
             self._code = WorkerExit.FINISHED
             self._loop.call_later(CONFIRMATION_SECONDS, self._confirm)
@@ -123,32 +129,40 @@ class Departure:
 
     def drain(self, notice: Notice) -> None:
         """This machine goes away. What may end before it does goes on; the rest is given back."""
-        if self.is_ending or self.is_leaving:
+        if self._is_ending or self.is_leaving:
             return
-        self.is_ending = True
+        self._is_ending = True
         self._reason, self._code = notice.reason, WorkerExit.PREEMPTED
         left = notice.seconds_left
         log.warning("%s in %.0f s: no more bundles are taken", notice.reason, left)
         reserve = min(GIVE_BACK_SECONDS, left / 3)
-        self._give_back(Stage.PREPARING)
+        self._runs.give_back(Stage.PREPARING)
         self._loop.call_later(
-            left - reserve, partial(self._give_back, Stage.PREPARING, Stage.RUNNING)
+            left - reserve, partial(self._runs.give_back, Stage.PREPARING, Stage.RUNNING)
         )
-        self._loop.call_later(left - reserve / 2, partial(self._give_back, *Stage))
+        self._loop.call_later(left - reserve / 2, partial(self._runs.give_back, *Stage))
         self._loop.call_later(
             max(1.0, left - reserve / 5), partial(self._check_out, self._reason, self._code)
         )
         self._say_so()
 
+    def told(self, is_draining: bool, reason: str) -> None:
+        """The server's word that nothing more is to be taken here, or that it may be again. What
+        runs goes on. A worker that ends for another reason is past minding it."""
+        if is_draining != self.is_draining and not self._is_ending:
+            log.info("%s", f"drained: {reason}" if is_draining else "bundles are taken again")
+        self.is_draining, self._drain_reason = is_draining, reason
+        self._say_so()
+
     def let_go(self) -> None:
         """Give the runs back, or leave them as they are, as the options say, and leave; also for
         a run that came after the worker was asked to."""
-        if self._is_draining:
-            self._give_back(Stage.PREPARING)
+        if self._is_preempted:
+            self._runs.give_back(Stage.PREPARING)
             return
         self._code = WorkerExit.TERMINATED
         if self._settings.pass_down_termination:
-            self._give_back(*Stage)
+            self._runs.give_back(*Stage)
             self._reporter.now()
             self._loop.call_later(
                 GIVE_BACK_SECONDS, partial(self._check_out, self._reason, self._code)
@@ -197,8 +211,12 @@ class Departure:
                 self._finish(self.exit)
             return
         settings = self._settings
-        if self.is_ending:
+        if self._is_ending:
             self._check_out(self._reason, self._code)
+            return
+        if self.is_draining:
+            why = f"drained: {self._drain_reason}" if self._drain_reason else "drained"
+            self._check_out(why, WorkerExit.FINISHED)
             return
         if self.runs_left == 0:
             if self._reporter.may_stop_listening:
@@ -225,14 +243,6 @@ class Departure:
             held.run.stage is not Stage.FINISHED for held in self._runs.held.values()
         ):
             self.let_go()
-
-    def _give_back(self, *stages: Stage) -> None:
-        """End the runs that are in one of ``stages``; the server may have them run elsewhere."""
-        given = [held for held in self._runs.held.values() if held.run.stage in stages]
-        if given:
-            log.info("giving %d runs back", len(given))
-        for held in given:
-            self._runs.apply(held, GiveBack())
 
     def _say_so(self) -> None:
         """Leave, or else tell the server that nothing more is to come here."""

@@ -70,8 +70,18 @@ class RevokeMessage(Message):
     """The claim is not ours (any more)."""
 
 
+@dataclass(frozen=True, slots=True)
+class DrainMessage:
+    """Take nothing more and leave when nothing is left; or do take more."""
+
+    id: str | None
+    is_draining: bool
+    reason: str
+
+
 AnyMessage = (
     RunMessage
+    | DrainMessage
     | KillMessage
     | WriteMessage
     | ReadMessage
@@ -99,6 +109,10 @@ def read_message(document: object) -> AnyMessage:
 
 def _read(document: Mapping[str, Any]) -> AnyMessage:
     kind = document["type"]
+    if kind == "drain":
+        return DrainMessage(
+            message_id(document), bool(document["is_draining"]), str(document.get("reason") or "")
+        )
     claim = document.get("claim")
     uuid = document["bundle"]["uuid"] if kind == "run" else document["uuid"]
     if not UUID_PATTERN.fullmatch(uuid):

@@ -31,6 +31,7 @@ from worker.stages import (
     Effect,
     Event,
     Exited,
+    GiveBack,
     HeldBack,
     LimitExceeded,
     Lost,
@@ -115,6 +116,14 @@ class Runs:
         held = Held(run, self._settings.runs_directory / run.key)
         self.held[run.key] = held
         return held
+
+    def give_back(self, *stages: Stage) -> None:
+        """End the runs that are in one of ``stages``; the server may have them run elsewhere."""
+        given = [held for held in self.held.values() if held.run.stage in stages]
+        if given:
+            log.info("giving %d runs back", len(given))
+        for held in given:
+            self.apply(held, GiveBack())
 
     def resume(self, held: Held) -> None:
         """Take up a run of an earlier process of this worker where that one left it."""

@@ -32,6 +32,7 @@ class Settings:
     delete_work_dir_on_exit: bool = False
     download_retries: int = 3
     shared_file_system: bool = False
+    stops_on_lost_lease: bool = False
 
     @property
     def own_directory(self) -> Path:

@@ -21,8 +21,10 @@ from worker.checkin import Reporter, Trouble
 from worker.clock import SteadyClock
 from worker.departure import Departure
 from worker.doorbell import Doorbell, find_address
+from worker.lease import Lease
 from worker.loop import Loop, Outcome, Pool
 from worker.messages import (
+    DrainMessage,
     FinalizedMessage,
     KillMessage,
     NetcatMessage,
@@ -77,6 +79,7 @@ class Worker:
         self._runs = Runs(
             settings, client, loop, make_runtime, self._reporter, self._removed, now=clock
         )
+        self._lease = Lease(loop, self._runs, stops=settings.stops_on_lost_lease)
         self._departure = Departure(
             settings,
             client,
@@ -97,6 +100,7 @@ class Worker:
         """Work until there is a reason to leave; returns that reason."""
         recover(self._settings.runs_directory, self._runs)
         self._departure.accepted(self._runs.held)
+        self._lease.renew(self._loop.clock(), self._client.worker_lease_seconds)
         self._reporter.now()
         self._loop.run(self.stumbled)
         self._doorbell.close()
@@ -153,12 +157,14 @@ class Worker:
             "tag_exclusive": settings.tag_exclusive,
             "exit_after_num_runs": NO_LIMIT_OF_RUNS if runs_left is None else runs_left,
             "is_terminating": self._departure.is_ending or self._departure.is_leaving,
+            "is_draining": self._departure.is_draining,
             "preemptible": settings.preemptible,
         }
         return document, {held.run.key: str(held.run.stage) for held in told}
 
     def confirmed(self, states: Mapping[str, str]) -> None:
         """See worker.checkin.Speaker."""
+        self._lease.renew(self._reporter.reached, self._client.worker_lease_seconds)
         if not self._is_started:
             self._is_started = True
             log.info("Worker started!")
@@ -190,6 +196,9 @@ class Worker:
             log.warning("a message is left aside: %s", error)
             return
         self._runs.concerned = None
+        if isinstance(message, DrainMessage):
+            self._departure.told(message.is_draining, message.reason)
+            return
         if isinstance(message, RunMessage):
             if self._departure.is_leaving or self._departure.is_ending:
                 return  # it is staged again by the check-out, or for not being listed

@@ -97,7 +97,7 @@ class Slurm:
     @property
     def account(self) -> str | None:
         """The cluster, by the configuration that its commands read."""
-        return self._context.environment.get("SLURM_CONF", "")
+        return self._context.environment.get("SLURM_CONF") or "the default configuration"
 
     @property
     def work_directory(self) -> str:

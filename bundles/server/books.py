@@ -153,6 +153,8 @@ class Worker:
     facts: dict[str, Any] = field(default_factory=dict)
     is_live: bool = True
     seen: float = 0.0
+    drain_reason: str | None = None
+    """Why its owner wants it to take nothing more; None: it may."""
     # From here on in memory only
     lease_end: float = 0.0
     sequence: int = -1
@@ -163,6 +165,8 @@ class Worker:
     assigned: set[str] = field(default_factory=set)
     listed: frozenset[str] = frozenset()
     polling_until: float = 0.0
+    drain_letter: str | None = None
+    """The id of the letter that says so, while it is on its way."""
 
     @property
     def is_heard(self) -> bool:
@@ -178,6 +182,25 @@ class Worker:
     @property
     def is_preemptible(self) -> bool:
         return bool(self.facts.get("preemptible"))
+
+    @property
+    def is_draining(self) -> bool:
+        """It finishes what it has and is given nothing more."""
+        return self.drain_reason is not None
+
+
+@dataclass(slots=True)
+class Lease:
+    """The right to act in a name, of one user. ``fence`` grows whenever it changes hands;
+    ``holder`` None: it was given back."""
+
+    user_id: str
+    name: str
+    ttl_seconds: float
+    fence: int = 0
+    holder: str | None = None
+    # In memory only
+    end: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +224,8 @@ class Effects:
     transitions: list[dict[str, Any]] = field(default_factory=list)
     discards: list[str] = field(default_factory=list)
     """Places in the store that no bundle refers to any more."""
+    is_lease_free: bool = False
+    """Some lease was given back: whoever waits for one is to look."""
 
 
 class Books:
@@ -213,13 +238,15 @@ class Books:
         self.accounts = Accounts()
         self.entries: dict[str, Entry] = {}
         self.workers: dict[str, Worker] = {}
+        self.leases: dict[tuple[str, str], Lease] = {}
+        """By user id and name."""
         self.children: dict[str, set[str]] = {}
         self.scheduler = Scheduler()
         self.live: dict[str, dict[str, Any]] = {}
         """The latest figures of running bundles, as metadata; written with the next transition."""
         self.next_bundle_id = 1
         self.next_transition_id = 1
-        self._writes = 0
+        self._letters = 0
         self._verdicts: dict[str, str | None] = {}
         self._unsettled: list[Entry] = []
         self._retired: dict[tuple[str, str], None] = {}
@@ -484,11 +511,33 @@ class Books:
     def send_write(self, entry: Entry, subpath: str, string: str) -> None:
         """Its worker is to write into a file of it; every letter anew, so each has its own id."""
         assert entry.worker_id is not None
-        self._writes += 1
-        letter_id = f"write-{entry.uuid}-{entry.claim}-{int(self.now * 1000)}-{self._writes}"
+        letter_id = self._unlike_any(f"write-{entry.uuid}-{entry.claim}")
         message = {"type": "write", "id": letter_id, "uuid": entry.uuid, "claim": entry.claim,
                    "subpath": subpath, "string": string}  # fmt: skip
         self.effects.letters.append(Letter(entry.worker_id, letter_id, message))
+
+    def send_drain(self, worker: Worker) -> None:
+        """The worker is to take nothing more, or may again."""
+        self.recall_drain(worker)
+        letter_id = self._unlike_any("drain")
+        message = {"type": "drain", "id": letter_id, "is_draining": worker.is_draining,
+                   "reason": worker.drain_reason or ""}  # fmt: skip
+        worker.drain_letter = letter_id
+        self.effects.letters.append(Letter(worker.id, letter_id, message))
+
+    def recall_drain(self, worker: Worker) -> None:
+        """What the last such letter said is known, or true no more."""
+        letter_id, worker.drain_letter = worker.drain_letter, None
+        if letter_id is not None:
+            self.effects.recalls.append((worker.id, letter_id))
+            # Letters of this very batch are posted after its recalls.
+            letters = self.effects.letters
+            letters[:] = [letter for letter in letters if letter.id != letter_id]
+
+    def _unlike_any(self, start: str) -> str:
+        """An id for a letter that says something anew, also after a restart of the server."""
+        self._letters += 1
+        return f"{start}-{int(self.now * 1000)}-{self._letters}"
 
     # Workers
 
@@ -509,6 +558,7 @@ class Books:
     def forget_worker_if_done(self, worker: Worker) -> None:
         """A worker that is gone and holds nothing is of no interest any more."""
         if not worker.is_live and not worker.assigned:
+            self.recall_drain(worker)
             self.workers.pop(worker.id, None)
             self.changed_workers[worker.id] = None
 
@@ -541,7 +591,7 @@ class Books:
         runs_left = worker.runs_left
         if runs_left is not None:
             runs_left = max(0, runs_left - len(worker.assigned - worker.listed))
-        accepting = not worker.is_terminating
+        accepting = not worker.is_terminating and not worker.is_draining
         if not worker.has_claims:
             # It can be given one message a reply: one run at a time, and only while it asks.
             unstarted = any(self.entries[uuid].start_by for uuid in worker.assigned)
@@ -629,9 +679,11 @@ class Books:
         return max(0.0, min(deadlines) - self.clock.monotonic())
 
     def renew_leases(self) -> None:
-        """Every worker gets a full lease: nobody could check in while the server was away."""
+        """Everyone gets a full lease: nobody could renew one while the server was away."""
         for worker in self.workers.values():
             worker.lease_end = self.instant + self.worker_timeout_seconds
+        for lease in self.leases.values():
+            lease.end = self.instant + lease.ttl_seconds
 
     def close_batch(self) -> Effects:
         """The batch is in the database: let go of what ended, and hand out what is to be told."""

@@ -18,10 +18,12 @@ from bundles.model import FINAL_STATES, State
 from bundles.server.accounts import Caller
 from bundles.server.books import FORMER_SESSIONS, POLL_SECONDS, Books, Entry, Worker
 from bundles.server.lifecycle import KILL_MESSAGE, advances, judge_end
-from bundles.server.requests import Checkin, CheckinRun, Checkout, StartBundle, explain
+from bundles.server.requests import Checkin, CheckinRun, Checkout, Drain, StartBundle, explain
 
 log = logging.getLogger(__name__)
 
+DRAIN = "drain"
+"""The feature of a worker that understands when it is told to take no more."""
 RESEND_KILL_SECONDS = 10.0
 """A worker that acknowledges nothing is told again this long after."""
 
@@ -77,6 +79,7 @@ def check_in(
         return Receipt(worker.has_claims, worker.session or "")
     worker.sequence = said.sequence
     _take_facts(books, caller, worker, said, is_new_session)
+    _tell_drain(books, worker, said)
     _take_runs(books, worker, said, is_new_session, sizes_bytes or {})
     books.make_offer(worker)
     return Receipt(worker.has_claims, worker.session or "")
@@ -100,7 +103,27 @@ def check_out(books: Books, caller: Caller, worker_id: str, said: Checkout) -> l
     reason = f"worker {worker_id} left" + (f" ({said.reason})" if said.reason else "")
     if worker.session is not None:
         books.retire(worker_id, worker.session)
+        if said.session is None:  # should it live and wait here, it is told at once
+            books.effects.superseded.append((worker_id, worker.session))
     return books.lose_worker(worker, restage=True, reason=reason)
+
+
+def drain(books: Books, caller: Caller, worker_id: str, said: Drain) -> None:
+    """The worker is to finish what it has and leave, or may take more again.
+
+    Raises NotFound for a worker that is not there any more, NotPermitted for another user's.
+    """
+    worker = _known_worker(books, worker_id)
+    if worker is None:
+        raise NotFound(f"there is no worker {worker_id}: it has left, or not come yet")
+    _check_owner(caller, worker)
+    if worker.is_draining == said.is_draining:
+        return
+    worker.drain_reason = said.reason if said.is_draining else None
+    books.keep_worker(worker)
+    if DRAIN in (worker.facts.get("features") or ()):
+        books.send_drain(worker)
+    books.make_offer(worker)
 
 
 def start_bundle(
@@ -199,9 +222,19 @@ def _take_facts(
         worker.polling_until = books.instant + POLL_SECONDS
 
 
+def _tell_drain(books: Books, worker: Worker, said: Checkin) -> None:
+    """Until the worker says itself that it knows."""
+    if said.is_draining == worker.is_draining:
+        books.recall_drain(worker)
+    elif worker.drain_letter is None and DRAIN in said.features:
+        books.send_drain(worker)
+
+
 def _acknowledge(books: Books, worker: Worker, said: Checkin) -> None:
     for letter_id in said.acknowledged:
         books.effects.recalls.append((worker.id, letter_id))
+        if letter_id == worker.drain_letter:
+            worker.drain_letter = None
         kind, _, rest = letter_id.partition("-")
         uuid, _, claim = rest.partition("-")
         entry = books.entries.get(uuid)

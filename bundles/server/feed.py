@@ -5,10 +5,11 @@ Lives in the event loop. Older transitions are read from the database (queries.p
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
+
+from bundles.server.bell import Bell
 
 REMEMBERED = 20_000
 
@@ -20,8 +21,7 @@ class Feed:
         self.last_id = 0
         self._first_id = 1
         self._recent: deque[dict[str, Any]] = deque(maxlen=REMEMBERED)
-        self._waiters: set[asyncio.Future[None]] = set()
-        self._is_closed = False
+        self._bell = Bell()
 
     def begin(self, last_id: int) -> None:
         """Everything up to this id is in the database and not remembered here."""
@@ -37,7 +37,7 @@ class Feed:
         self._recent.extend(transitions)
         self._first_id = self._recent[0]["id"]
         self.last_id = transitions[-1]["id"]
-        self._wake()
+        self._bell.ring()
 
     def recent(self, after: int) -> list[dict[str, Any]] | None:
         """Those after a cursor; None when it lies before what is remembered."""
@@ -51,32 +51,13 @@ class Feed:
 
     async def wait(self, after: int, wait_seconds: float) -> None:
         """Until there is one after the cursor, or the time is over, or the server ends."""
-        if self.last_id > after or wait_seconds <= 0 or self._is_closed:
-            return
-        loop = asyncio.get_running_loop()
-        waiter: asyncio.Future[None] = loop.create_future()
-        self._waiters.add(waiter)
-        handle = loop.call_later(wait_seconds, _finish, waiter)
-        try:
-            await waiter
-        finally:
-            handle.cancel()
-            self._waiters.discard(waiter)
+        if self.last_id <= after:
+            await self._bell.wait(self._bell.rings, wait_seconds)
 
     @property
     def is_closed(self) -> bool:
-        return self._is_closed
+        return self._bell.is_closed
 
     def close(self) -> None:
         """Answer everyone who waits, now and from now on."""
-        self._is_closed = True
-        self._wake()
-
-    def _wake(self) -> None:
-        for waiter in self._waiters:
-            _finish(waiter)
-
-
-def _finish(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)
+        self._bell.close()

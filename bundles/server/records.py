@@ -20,7 +20,7 @@ from sqlalchemy import (
 from bundles.model import FINAL_STATES, Dependency, Resources, State
 from bundles.server import schema
 from bundles.server.accounts import Accounts, Group, Token, User
-from bundles.server.books import Books, Clock, Entry, Past, Worker
+from bundles.server.books import Books, Clock, Entry, Lease, Past, Worker
 
 T = TypeVar("T")
 Row = Mapping[str, Any]
@@ -126,6 +126,8 @@ def read_books(connection: Connection, clock: Clock, worker_timeout_seconds: flo
     for row in connection.execute(select(schema.worker)):
         worker = _worker(as_mapping(row))
         books.workers[worker.id] = worker
+    for row in connection.execute(select(schema.lease)):
+        books.leases[row.user_id, row.name] = Lease(**as_mapping(row))
     entries = _read_entries(connection)
     for entry in entries:
         books.restore(entry)
@@ -174,6 +176,7 @@ def _worker(row: Row) -> Worker:
         facts=orjson.loads(row["facts"]),
         is_live=row["is_live"],
         seen=row["seen"],
+        drain_reason=row["drain_reason"],
     )
 
 
@@ -356,4 +359,5 @@ def _worker_row(worker: Worker) -> dict[str, Any]:
         "former_sessions": orjson.dumps(worker.former_sessions).decode(),
         "facts": orjson.dumps(worker.facts).decode(),
         "seen": worker.seen,
+        "drain_reason": worker.drain_reason,
     }

@@ -73,6 +73,7 @@ class Checkin(Document):
     tag_exclusive: bool = False
     exit_after_num_runs: int | None = None
     is_terminating: bool = False
+    is_draining: bool = False
     preemptible: bool = False
     # docs/protocol.md
     features: list[str] = Field(default_factory=list)
@@ -85,6 +86,28 @@ class Checkin(Document):
 class Checkout(Document):
     session: str | None = None
     reason: str = ""
+
+
+class Drain(Document):
+    is_draining: bool = True
+    reason: Annotated[str, StringConstraints(max_length=1000)] = ""
+
+
+class WantedLeases(Document):
+    names: Annotated[list[Name], Field(min_length=1, max_length=1000)]
+    holder: Name
+    ttl_seconds: Annotated[float, Field(ge=1, le=3600)]
+    wait_seconds: Annotated[float, Field(ge=0, le=60)] = 0.0
+
+
+class HeldLeases(Document):
+    holder: Name
+    fences: Annotated[dict[Name, int], Field(min_length=1, max_length=1000)]
+
+
+class LeaseProof(Document):
+    lease: Name
+    fence: int
 
 
 class StartBundle(Document):

@@ -22,13 +22,13 @@ from bundles.server import registry
 from bundles.server.books import Clock
 from bundles.server.connection import Connection
 from bundles.server.database import Database
-from bundles.server.endpoints import bundles, changes, contents, people, workers
+from bundles.server.endpoints import bundles, changes, contents, leases, people, workers
 from bundles.server.service import Service
 from bundles.server.store import DirectoryStore
 
 log = logging.getLogger(__name__)
 
-FEATURES = "batch, changes, checkout, claims, resume, shapes, tokens"
+FEATURES = "batch, changes, checkout, claims, drain, leases, resume, shapes, tokens"
 KEEP_ALIVE_SECONDS = 75
 """Longer than clients keep idle connections, so that it is they who close them."""
 ENDING_SECONDS = 1
@@ -152,6 +152,7 @@ def make_application(service: Service) -> Starlette:
         *contents.routes(service),
         *changes.routes(service),
         *bundles.routes(service),
+        *leases.routes(service),
         *people.routes(service),
     ]
     return Starlette(

@@ -17,11 +17,13 @@ from sqlalchemy import (
     func,
     insert,
     select,
+    text,
+    update,
 )
 
 from bundles.errors import UsageError
 
-VERSION = 1
+VERSION = 2
 
 metadata = MetaData()
 
@@ -133,6 +135,17 @@ worker = Table(
     Column("former_sessions", Text, nullable=False),  # JSON list, the latest last
     Column("facts", Text, nullable=False),  # JSON: what it last said that it is and has
     Column("seen", Float, nullable=False),
+    Column("drain_reason", Text),  # its owner wants it to take nothing more; null: it may
+)
+
+lease = Table(
+    "lease",
+    metadata,
+    Column("user_id", Text, ForeignKey("bundle_user.id"), primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("fence", BigInteger, nullable=False),  # grows whenever it changes hands
+    Column("holder", Text),  # null: nobody has it
+    Column("ttl_seconds", Float, nullable=False),
 )
 
 
@@ -148,3 +161,8 @@ def migrate(connection: Connection) -> None:
             f"the database is of version {found} and this server knows up to {VERSION}: "
             "start the server that made it, or a later one"
         )
+    elif found < VERSION:
+        # First, since it begins the transaction: SQLite's driver begins none for a DDL statement.
+        connection.execute(update(schema_version).values(version=VERSION))
+        connection.execute(text("ALTER TABLE worker ADD COLUMN drain_reason TEXT"))
+        metadata.create_all(connection)

@@ -33,6 +33,7 @@ from bundles.server.accounts import (
     Caller,
     Token,
 )
+from bundles.server.bell import Bell
 from bundles.server.books import Books, Clock, Effects, Letter
 from bundles.server.database import Database, first_line
 from bundles.server.desk import Desk
@@ -71,6 +72,8 @@ class Service:
             database, self._publish, clock=clock, worker_timeout_seconds=worker_timeout_seconds
         )
         self.feed = Feed()
+        self.lease_bell = Bell()
+        """Rings when a lease was given back."""
         self.history_start = 0
         self._readers = ThreadPoolExecutor(READING_THREADS, thread_name_prefix="reader")
         self._storekeepers = ThreadPoolExecutor(STORING_THREADS, thread_name_prefix="store")
@@ -93,6 +96,7 @@ class Service:
         """Answer everyone who waits for something: the server is about to end."""
         self.mailroom.close()
         self.feed.close()
+        self.lease_bell.close()
         self.sockets.close()
 
     async def stop(self) -> None:
@@ -113,6 +117,8 @@ class Service:
             self._address(letter)
             self.mailroom.post(letter)
         self.feed.publish(effects.transitions)
+        if effects.is_lease_free:
+            self.lease_bell.ring()
         if log.isEnabledFor(logging.DEBUG):
             for change in effects.transitions:
                 log.debug(

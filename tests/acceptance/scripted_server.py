@@ -68,6 +68,7 @@ class ScriptedServer:
         self.finalizes = True
         self.session_refused: set[str] = set()
         self.clock_ahead_seconds = 0.0
+        self.worker_lease_seconds: float | None = None
         self._messages: dict[str, dict[str, Any]] = {}
         self._numbers = itertools.count(1)
         self._sequences: dict[str | None, int] = {}
@@ -422,6 +423,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(len(content)))
             if self.server_script.features:
                 self.send_header("Bundles-Features", self.server_script.features)
+            if self.server_script.worker_lease_seconds is not None:
+                lease = str(self.server_script.worker_lease_seconds)
+                self.send_header("Bundles-Worker-Lease", lease)
             for name, value in (headers or {}).items():
                 self.send_header(name, value)
             self.end_headers()

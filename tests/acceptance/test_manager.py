@@ -129,7 +129,7 @@ def test_processes_that_are_not_the_managers_are_neither_counted_nor_ended(
 
 KILLED_AT = """
 import os, signal, sys
-from manager import ledger, loop
+from manager import keeper, ledger
 from backends import local_process
 
 def killing(owner, name, after):
@@ -141,8 +141,8 @@ def killing(owner, name, after):
     setattr(owner, name, killed)
 
 owner, name, after = sys.argv[1:4]
-owner = {"ledger": ledger.Ledger, "backend": local_process.LocalProcess, "loop": loop.PoolManager,
-         "module": local_process, "journal": loop.Journal}[owner]
+owner = {"ledger": ledger.Ledger, "backend": local_process.LocalProcess, "keeper": keeper.PoolKeeper,
+         "module": local_process, "journal": keeper.Journal}[owner]
 killing(owner, name, after == "after")
 from manager.cli import main
 sys.exit(main(sys.argv[4:]))
@@ -157,7 +157,7 @@ sys.exit(main(sys.argv[4:]))
         "backend.launch",
         "backend._launch",
         "backend._spawn",
-        "loop._settle",
+        "keeper._settle",
         "journal.write",
     ],
 )
@@ -205,7 +205,7 @@ def test_a_plan_says_what_would_be_done_and_changes_nothing(
     managers.stage(1, request_cpus=64)
     before = {path: path.stat().st_mtime_ns for path in server.home.path.rglob("*.db*")}
     plan = managers.json("--max", "5", "local-process", "--min", "1", "--plan", "-o", "json")
-    assert set(plan) == {"launch", "end", "reasons", "staged", "pending", "active"}
+    assert set(plan) == {"launch", "end", "drain", "reasons", "staged", "pending", "active"}
     assert plan["launch"] == {"local-process": 2}
     assert (plan["end"], plan["staged"], plan["pending"], plan["active"]) == ([], 2, 0, 0)
     assert any("1 staged bundle would not fit" in reason for reason in plan["reasons"])

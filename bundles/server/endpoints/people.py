@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from bundles.errors import BundlesError
-from bundles.server import registry
+from bundles.server import leases, registry
 from bundles.server.accounts import (
     ACCESS_SECONDS,
     Accounts,
@@ -22,11 +22,19 @@ from bundles.server.accounts import (
 )
 from bundles.server.books import Books
 from bundles.server.rendering import document, user_document
-from bundles.server.requests import NewGroup, NewMember, NewUser, attributes_of_one, parse
+from bundles.server.requests import (
+    LeaseProof,
+    NewGroup,
+    NewMember,
+    NewUser,
+    attributes_of_one,
+    parse,
+)
 from bundles.server.service import (
     Service,
     empty,
     error_reply,
+    parse_json,
     read_body,
     read_json,
     reply,
@@ -154,7 +162,15 @@ async def _add_member(service: Service, request: Request, caller: Caller) -> Res
 
 
 async def _worker_token(service: Service, request: Request, caller: Caller) -> Response:
-    token, expires = await service.act(lambda books: registry.grant_worker(books, caller.id))
+    body = await read_body(request)
+    proof = parse(LeaseProof, parse_json(body)) if body else None
+
+    def grant(books: Books) -> tuple[str, float]:
+        if proof is not None:
+            leases.check(books, caller, proof.lease, proof.fence)
+        return registry.grant_worker(books, caller.id)
+
+    token, expires = await service.act(grant)
     return reply(
         document({"type": "worker-tokens", "attributes": {"token": token, "expires": expires}}),
         201,

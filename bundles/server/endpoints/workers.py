@@ -17,12 +17,13 @@ from bundles.server import checkin
 from bundles.server.accounts import Caller
 from bundles.server.books import POLL_SECONDS, Books, Worker
 from bundles.server.rendering import document
-from bundles.server.requests import Checkin, Checkout, StartBundle, parse
+from bundles.server.requests import Checkin, Checkout, Drain, StartBundle, parse
 from bundles.server.service import Service, empty, read_json, reply, route
 from bundles.server.sockets import Answer
 
 LARGEST_WORKER_ID = 200
 LARGEST_HEADER_BYTES = 64 * 1024
+LEASE_HEADER = "Bundles-Worker-Lease"
 COUNTING_SECONDS = 5.0
 """How long a check-in waits until what a run wrote is counted."""
 
@@ -37,6 +38,7 @@ def routes(service: Service) -> list[BaseRoute]:
     return [
         for_workers("POST", "{worker_id:path}/checkin", _check_in),
         for_workers("POST", "{worker_id:path}/checkout", _check_out),
+        route(service, "POST", "/workers/{worker_id:path}/drain", _drain),
         for_workers("POST", "{worker_id:path}/start_bundle/{uuid}", _start_bundle),
         for_workers("POST", "{worker_id:path}/reply/{number:int}", _reply),
         for_workers("POST", "{worker_id:path}/reply_data/{number:int}", _reply_data),
@@ -63,7 +65,9 @@ async def _check_in(service: Service, request: Request, caller: Caller) -> Respo
         asked = said.wait_seconds or 0.0
         # Held no longer than half a lease, or a worker that waits would seem to be gone.
         wait_seconds = min(asked, service.worker_timeout_seconds / 2)
-        return reply(await service.mailroom.collect(worker_id, receipt.session, wait_seconds))
+        answer = reply(await service.mailroom.collect(worker_id, receipt.session, wait_seconds))
+        answer.headers[LEASE_HEADER] = f"{service.worker_timeout_seconds:g}"
+        return answer
     wait_seconds = min(POLL_SECONDS, service.worker_timeout_seconds / 2)
     # CodaLab's worker does nothing for its runs while its check-in is held.
     if said.runs and service.mailroom.has_bell(worker_id):
@@ -93,6 +97,13 @@ async def _check_out(service: Service, request: Request, caller: Caller) -> Resp
     said = parse(Checkout, await read_json(request), "the check-out")
     restaged = await service.act(lambda books: checkin.check_out(books, caller, worker_id, said))
     return reply({"restaged": restaged})
+
+
+async def _drain(service: Service, request: Request, caller: Caller) -> Response:
+    worker_id = _worker_id(request)
+    said = parse(Drain, await read_json(request))
+    await service.act(lambda books: checkin.drain(books, caller, worker_id, said))
+    return empty()
 
 
 async def _start_bundle(service: Service, request: Request, caller: Caller) -> Response:
@@ -175,6 +186,7 @@ def _describe(books: Books, worker: Worker) -> dict[str, Any]:
         "tag_exclusive": facts.get("tag_exclusive", False),
         "exit_after_num_runs": worker.runs_left,
         "is_terminating": worker.is_terminating,
+        "is_draining": worker.is_draining,
         "preemptible": worker.is_preemptible,
         "hostname": facts.get("hostname"),
         "cpus_in_use": cpus_in_use,

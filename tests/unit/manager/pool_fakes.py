@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import httpx
@@ -20,6 +20,13 @@ from backends.base import (
     LaunchResult,
     Unreachable,
 )
+from manager.feed import ChangeFeed
+from manager.keeper import PoolKeeper
+from manager.ledger import Ledger
+from manager.loop import Manager
+from manager.observe import Observation, Observer
+from manager.policy import Decision, PoolConfig
+from manager.staged import StagedBundles, demand_of
 
 NOW = 1_000_000.0
 GIB = 1024**3
@@ -36,6 +43,7 @@ class FakeServer:
         self.shapes: list[dict[str, Any]] = []
         self.asked: list[list[str]] = []
         self.checked_out: list[str] = []
+        self.drained: list[str] = []
         self.checkout_status: int | None = None
         self.worker_lists = 0
         self.tokens = 0
@@ -72,6 +80,9 @@ class FakeServer:
                 return httpx.Response(self.checkout_status, text="no")
             self.checked_out.append(path.split("/")[1])
             document = {"restaged": []}
+        elif path.endswith("/drain"):
+            self.drained.append(path.split("/")[1])
+            document = {}
         elif path == "worker-tokens":
             self.tokens += 1
             document = {"data": {"attributes": {"token": f"token-{self.tokens}"}}}
@@ -108,6 +119,7 @@ class FakeBackend:
         self.launched: list[LaunchRequest] = []
         self.asked_to_end: list[str] = []
         self.reluctance: BackendError | None = None
+        self.may_end_running = False
         self.capabilities = Capabilities(1, Idempotency.SERVICE, 60.0, lag_seconds)
         self.work_directory = "/"
 
@@ -139,7 +151,8 @@ class FakeBackend:
     def terminate(self, job_ids: Sequence[str]) -> dict[str, BackendError | None]:
         """A job that was asked to end stays in the list until ``pass_away``."""
         for job in self.jobs:
-            assert job.id not in job_ids or job.state is JobState.PENDING, f"{job.id} runs"
+            is_spare = job.state is JobState.PENDING or self.may_end_running
+            assert job.id not in job_ids or is_spare, f"{job.id} runs"
         self.asked_to_end += job_ids
         return dict.fromkeys(job_ids, self.reluctance)
 
@@ -154,3 +167,45 @@ class FakeBackend:
         started = None if state is JobState.PENDING else NOW - age_seconds
         self.jobs.append(Job(str(key), key, str(key), state, NOW - age_seconds, started))
         return self.jobs[-1]
+
+
+class Look:
+    """Looks at one pool, its queue and its jobs, as the tick of a manager does."""
+
+    def __init__(self, observer: Observer, max_workers: int = 10) -> None:
+        self._observer = observer
+        self._staged = StagedBundles(observer.client)
+        self._config = PoolConfig(observer.queue.shape, 0, max_workers)
+
+    def observe(
+        self, ledger: Ledger | None, now: float, ending: Collection[str] = ()
+    ) -> Observation:
+        queues = [self._observer.queue]
+        demand, (unfit,) = demand_of(self._staged.read(queues), queues)
+        return self._observer.observe(ledger, now, demand, unfit, self._config, ending)
+
+
+class SolePool:
+    """The manager of one pool, and the pool's keeper."""
+
+    def __init__(
+        self, keeper: PoolKeeper, make_feed: Callable[[], ChangeFeed], **more: Any
+    ) -> None:
+        self.keeper = keeper
+        self.manager = Manager(
+            [keeper],
+            staged=StagedBundles(keeper.client),
+            client=keeper.client,
+            ledger=keeper.ledger,
+            alarm=keeper.alarm,
+            make_feed=make_feed,
+            clock=keeper.clock,
+            **more,
+        )
+
+    def tick(self) -> Decision:
+        return self.manager.tick()[self.keeper.pool]
+
+    def guarded_tick(self) -> float:
+        """How long to wait for the next."""
+        return self.manager._guarded_tick()

@@ -9,7 +9,7 @@ from backends.base import KEY, Capabilities, Idempotency, JobResources, LaunchKe
 from bundles.errors import NotAuthenticated
 from bundles.home import Credentials
 from manager.command import WorkerOptions, worker_command
-from manager.loop import Launcher
+from manager.launcher import Launcher
 
 LOCAL = Capabilities(1, Idempotency.SERVICE, 0.0, shares_files=True, worker_runtime="process")
 SPOT = Capabilities(1, Idempotency.LOOKUP, 0.0, worker_runtime="docker", preemptible=True)

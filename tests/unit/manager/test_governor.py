@@ -23,10 +23,12 @@ from manager.governor import (
     GROWTH,
     LONGEST_WAITS_SECONDS,
     SLOWEST,
+    CallsWitness,
     GovernedBackend,
     Governor,
     Governors,
 )
+from manager.wrapped import WrappedBackend
 
 
 class Clock:
@@ -94,7 +96,7 @@ def governor(clock: Clock) -> Governor:
 
 @pytest.fixture
 def governed(service: Service, governor: Governor, clock: Clock) -> GovernedBackend:
-    return GovernedBackend(service, governor, clock.pause)
+    return GovernedBackend(service, governor, clock.pause, CallsWitness())
 
 
 def test_nobody_waits_for_a_service_that_never_complained(
@@ -168,6 +170,7 @@ def test_what_would_wait_longer_than_a_tick_may_is_not_asked_and_says_how_long(
 def test_all_waits_of_a_tick_together_are_bounded(
     governed: GovernedBackend, governor: Governor, clock: Clock
 ) -> None:
+    governor.made(20)
     governor.throttled(None)
     for _ in range(1000):
         with suppress(Throttled):
@@ -203,7 +206,7 @@ def test_many_ends_leave_a_debt_of_one_burst_at_most(governor: Governor, clock: 
 
 def test_a_wait_that_a_signal_cut_short_asks_nothing(service: Service, governor: Governor) -> None:
     governor.throttled(None)
-    governed = GovernedBackend(service, governor, lambda seconds: None)
+    governed = GovernedBackend(service, governor, lambda seconds: None, CallsWitness())
     assert isinstance(governed.launch(requests(1))[0], Throttled)
     assert service.calls == []
 
@@ -211,9 +214,16 @@ def test_a_wait_that_a_signal_cut_short_asks_nothing(service: Service, governor:
 def test_waits_and_refusals_are_told(service: Service, governor: Governor, clock: Clock) -> None:
     waits: list[float] = []
     refusals: list[str] = []
-    governed = GovernedBackend(
-        service, governor, clock.pause, waited=waits.append, refused=refusals.append
-    )
+
+    class Told(CallsWitness):
+        def waited(self, seconds: float) -> None:
+            waits.append(seconds)
+
+        def refused(self, operation: str) -> None:
+            refusals.append(operation)
+
+    governed = GovernedBackend(service, governor, clock.pause, Told())
+    governor.made(20)
     governor.throttled(None)
     governed.list_jobs()
     assert waits == clock.pauses != []
@@ -249,6 +259,9 @@ def test_pools_of_one_account_share_a_pace_and_others_do_not() -> None:
     silent = FakeBackend()
     assert governors.of("mine", silent, "f") is governors.of("mine", silent, "f")
     assert governors.of("mine", silent, "f") is not governors.of("mine", silent, "g")
+    wrapped = WrappedBackend(silent)
+    assert governors.of("mine", wrapped, "f") is governors.of("mine", silent, "f")
+    assert governors.of("aws-batch", WrappedBackend(one), "h") is first
 
 
 @given(

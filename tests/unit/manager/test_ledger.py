@@ -8,8 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from backends.base import EndCause, Job, JobState
-from manager.ledger import KEPT_SECONDS, Ledger, Outcome, Pool
+from backends.base import EndCause, Job, JobState, OutOfCapacity, Unreachable
+from manager.ledger import (
+    KEPT_SECONDS,
+    LAST_WORDS_BYTES,
+    Ledger,
+    Outcome,
+    Pool,
+    PoolRecord,
+    Stage,
+)
 
 
 class Clock:
@@ -175,16 +183,25 @@ PRAGMA user_version = 1;
 """
 
 
-def test_a_ledger_of_the_version_before_is_carried_on(tmp_path: Path, clock: Clock) -> None:
+VERSION_2 = VERSION_1.replace("why TEXT)", "why TEXT, cause TEXT)").replace(
+    "NULL);\nPRAGMA user_version = 1", "NULL, NULL);\nPRAGMA user_version = 2"
+)
+
+
+@pytest.mark.parametrize("script", [VERSION_1, VERSION_2], ids=["1", "2"])
+def test_a_ledger_of_an_earlier_version_is_carried_on(
+    tmp_path: Path, clock: Clock, script: str
+) -> None:
     path = tmp_path / "old.db"
     with sqlite3.connect(path) as old:
-        old.executescript(VERSION_1)
+        old.executescript(script)
     old.close()
     reader = Ledger.read_only(path)
     assert reader is not None
     with reader:
         assert reader.recent("p", 1)[0].cause is None
         assert reader.recent("p", 1)[0].draining is None
+        assert reader.record("p") == PoolRecord()
     with Ledger(path, clock=clock) as ledger:
         (launch,) = ledger.running("p")
         ended = job(launch.key, JobState.ENDED, ended=995.0, cause=EndCause.PREEMPTED)
@@ -193,6 +210,8 @@ def test_a_ledger_of_the_version_before_is_carried_on(tmp_path: Path, clock: Clo
         (second,) = ledger.intend("p", 1)
         assert second.sequence == 2
         ledger.record_draining([second], 1100.0)
+        ledger.record_registered("p", {second: 1090.0})
+        assert ledger.record("p").proven == 1090.0
     with Ledger(path, clock=clock) as again:
         assert again.recent("p", 2)[1].cause is EndCause.PREEMPTED
         assert again.recent("p", 2)[0].draining == 1100.0
@@ -203,3 +222,94 @@ def test_a_worker_drains_since_it_was_told_first(ledger: Ledger) -> None:
     ledger.record_draining([key], 1100.0)
     ledger.record_draining([key], 1200.0)
     assert ledger.recent("p", 1)[0].draining == 1100.0
+
+
+def test_a_worker_s_life_is_told_in_stages_and_when_each_was_entered(
+    ledger: Ledger, clock: Clock
+) -> None:
+    (key,) = ledger.intend("p", 1)
+
+    def stages() -> list[tuple[str, float]]:
+        return [(str(stage), when) for stage, when in ledger.recent("p", 1)[0].stages()]
+
+    assert stages() == [("intended", 1000.0)]
+    clock.now = 1001.0
+    ledger.record_lost({key: Unreachable("timed out")})
+    assert stages()[-1] == ("requested", 1001.0)
+    clock.now = 1002.0
+    ledger.settle(key, Outcome.LAUNCHED, job_id="j")
+    assert stages()[-1] == ("pending", 1002.0)
+    ledger.record_started({key: 1003.0})
+    ledger.record_registered("p", {key: 1010.0})
+    ledger.record_registered("p", {key: 1011.0})
+    assert stages()[-1] == ("registered", 1010.0)
+    ledger.record_first_bundle({key: 1020.0})
+    ledger.record_draining([key], 1030.0)
+    ledger.record_ends([job(key, JobState.ENDED, ended=1040.0, exit_code=0)])
+    assert stages() == [
+        ("intended", 1000.0),
+        ("pending", 1002.0),
+        ("registered", 1010.0),
+        ("working", 1020.0),
+        ("draining", 1030.0),
+        ("ended", 1040.0),
+    ]
+    assert ledger.recent("p", 1)[0].stage is Stage.ENDED
+
+
+def test_what_was_refused_is_kept_with_the_kind_of_its_error(ledger: Ledger) -> None:
+    first, second = ledger.intend("p", 2)
+    ledger.settle(first, Outcome.REFUSED, error=OutOfCapacity("none left"))
+    ledger.record_lost({second: Unreachable("timed out")})
+    ledger.settle(second, Outcome.UNDONE)
+    kept = {launch.key: (launch.error, launch.error_kind) for launch in ledger.recent("p", 2)}
+    assert kept == {first: ("none left", "OutOfCapacity"), second: ("timed out", "Unreachable")}
+
+
+def test_the_last_words_of_a_worker_are_kept_and_not_the_first(ledger: Ledger) -> None:
+    (key,) = ledger.intend("p", 1)
+    ledger.record_given_up(key, 1100.0, "é" * LAST_WORDS_BYTES + "the end")
+    launch = ledger.recent("p", 1)[0]
+    assert launch.given_up == 1100.0
+    assert launch.last_words is not None
+    assert launch.last_words.endswith("ééthe end")
+    assert len(launch.last_words.encode()) <= LAST_WORDS_BYTES
+
+
+def test_a_pool_s_record_tells_fates_and_doubts(ledger: Ledger, clock: Clock) -> None:
+    ended, lost, pending, refused, come = ledger.intend("p", 5)
+    clock.now = 1005.0
+    for key in (ended, pending, come):
+        ledger.settle(key, Outcome.LAUNCHED, job_id=str(key))
+    ledger.settle(refused, Outcome.REFUSED, error=OutOfCapacity("none left"))
+    ledger.record_lost({lost: Unreachable("timed out")})
+    ledger.record_ends([job(ended, JobState.ENDED, ended=1500.0, cause=EndCause.FAILED)])
+    assert ledger.record("p").proven is None
+    ledger.record_registered("p", {come: 1600.0})
+    record = ledger.record("p")
+    assert [launch.key for launch in record.fates] == [come, refused, ended]
+    assert (record.in_doubt, record.accepted, record.proven) == (2, 1005.0, 1600.0)
+    ledger.record_given_up(pending, 1700.0, "")
+    assert ledger.record("p").in_doubt == 1
+
+
+def test_nothing_is_known_of_a_pool_whose_workers_have_changed(
+    ledger: Ledger, clock: Clock
+) -> None:
+    first, second = ledger.intend("p", 2)
+    ledger.settle(first, Outcome.LAUNCHED, job_id="j")
+    ledger.settle(second, Outcome.REFUSED, error=OutOfCapacity("none left"))
+    ledger.record_registered("p", {first: 1010.0})
+    clock.now = 1100.0
+    ledger.describe(Pool("p", "local-process", "http://s", {"max_workers": 30}))
+    assert ledger.record("p").proven == 1010.0, "more of the same"
+    ledger.describe(Pool("p", "local-process", "http://s", {"max_workers": 30, "image": "i"}))
+    assert ledger.record("p") == PoolRecord(changed=1100.0)
+
+
+def test_a_worker_that_left_well_proves_its_pool(ledger: Ledger) -> None:
+    (key,) = ledger.intend("p", 1)
+    ledger.settle(key, Outcome.LAUNCHED, job_id="j")
+    end = job(key, JobState.ENDED, ended=1500.0, exit_code=0, cause=EndCause.FINISHED)
+    ledger.record_ends([end])
+    assert ledger.record("p").proven == 1500.0

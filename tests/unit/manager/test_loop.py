@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from pool_fakes import GIB, NOW, FakeBackend, FakeServer
+from pool_fakes import GIB, NOW, FakeBackend, FakeServer, SolePool
 
 from backends.base import (
     EndCause,
@@ -26,9 +26,11 @@ from bundles.errors import NotAuthenticated, ServerFault
 from bundles.home import Credentials
 from manager.alarm import Alarm
 from manager.command import WorkerOptions
+from manager.health import FIRST_QUARANTINE_SECONDS, SETTLED_SECONDS, SLOW_START, Cause, judge
 from manager.journal import Journal, last_entry
+from manager.keeper import PoolKeeper, TooManyFailed
+from manager.launcher import Launcher
 from manager.ledger import Ledger, Outcome, Pool
-from manager.loop import Launcher, PoolManager, TooManyFailed
 from manager.observe import Observer
 from manager.policy import SURPLUS_SECONDS, PoolConfig
 from manager.queue import QueueConfig
@@ -51,13 +53,14 @@ class Stand:
             "http://s", Credentials(token="t"), transport=httpx.MockTransport(self.server)
         )
 
-    def start(self, low: int = 0, high: int = 3, sleep_seconds: float = 5.0) -> PoolManager:
+    def start(self, low: int = 0, high: int = 3, sleep_seconds: float = 5.0) -> SolePool:
         """A new manager over the same ledger, as after a crash."""
         self.close_ledger()
         self.ledger = Ledger(self.directory / "ledger.db", clock=self.clock)
         self.ledger.describe(Pool("p", "fake", "http://s", {}))
+        self.ledger.prove("p", NOW)
         queue = QueueConfig(cpus=1, gpus=0, memory_bytes=2 * GIB)
-        return PoolManager(
+        keeper = PoolKeeper(
             pool="p",
             config=PoolConfig(queue.shape, low, high),
             observer=Observer(self._client, self.backend, "p", queue),
@@ -69,10 +72,9 @@ class Stand:
             ledger=self.ledger,
             journal=Journal(self.directory / "p.jsonl", "p"),
             alarm=Alarm(),
-            make_feed=self._no_feed,
-            sleep_seconds=sleep_seconds,
             clock=self.clock,
         )
+        return SolePool(keeper, self._no_feed, sleep_seconds=sleep_seconds)
 
     def clock(self) -> float:
         return self.now
@@ -134,7 +136,7 @@ def test_a_failed_observation_launches_nothing_and_is_written_down(
     else:
         stand.backend.error = Unreachable("no answer")
     with caplog.at_level(logging.INFO, "manager"):
-        waits = [manager._guarded_tick() for _ in range(6)]
+        waits = [manager.guarded_tick() for _ in range(6)]
     assert stand.backend.launched == []
     assert len(caplog.records) == 1, "it is said once"
     assert waits[0] < 5.0 <= waits[2] < waits[5] <= 60.0
@@ -153,16 +155,16 @@ def test_a_failed_observation_raises_from_a_single_tick(stand: Stand) -> None:
 def test_credentials_that_were_never_taken_end_the_manager_at_once(stand: Stand) -> None:
     stand.server.status = 401
     with pytest.raises(NotAuthenticated):
-        stand.start().run()
+        stand.start().manager.run()
 
 
 def test_credentials_that_expired_are_tried_once_more(stand: Stand) -> None:
     manager = stand.start()
-    manager._guarded_tick()
+    manager.guarded_tick()
     stand.server.status = 401
-    manager._guarded_tick()
+    manager.guarded_tick()
     with pytest.raises(NotAuthenticated):
-        manager._guarded_tick()
+        manager.guarded_tick()
 
 
 def test_a_launch_that_is_refused_is_held_and_tried_again_later(stand: Stand) -> None:
@@ -222,10 +224,10 @@ def test_a_manager_killed_between_any_two_steps_is_carried_on_by_the_next(
     stand.shapes(2)
     manager = stand.start()
     owner, name = {
-        "intend": (manager.ledger, "intend"),
-        "launch": (manager.backend, "launch"),
-        "settle": (manager, "_settle"),
-        "journal": (manager.journal, "write"),
+        "intend": (manager.keeper.ledger, "intend"),
+        "launch": (manager.keeper.backend, "launch"),
+        "settle": (manager.keeper, "_settle"),
+        "journal": (manager.keeper.journal, "write"),
     }[step]
     with monkeypatch.context() as patch:
         kill_at(patch, owner, name, after=after)
@@ -269,30 +271,30 @@ def test_a_request_that_will_never_work_does_not_spin(stand: Stand) -> None:
 def test_a_ring_wakes_the_loop_and_a_stop_ends_it(stand: Stand) -> None:
     manager = stand.start(sleep_seconds=3600)
     ticks = threading.Semaphore(0)
-    observe = manager.observer.observe
+    observe = manager.keeper.observer.observe
 
     def observed(*arguments: Any) -> Any:
         ticks.release()
         return observe(*arguments)
 
-    manager.observer.observe = observed  # type: ignore[method-assign]
+    manager.keeper.observer.observe = observed  # type: ignore[method-assign]
 
     def ring_twice_and_stop() -> None:
         assert ticks.acquire(timeout=30)
-        manager.alarm.ring()
+        manager.manager.alarm.ring()
         assert ticks.acquire(timeout=30)
-        manager.alarm.stop()
+        manager.manager.alarm.stop()
 
     other = threading.Thread(target=ring_twice_and_stop)
     other.start()
-    assert manager.run() is False
+    assert manager.manager.run() is False
     other.join()
 
 
 def test_a_restart_is_due_after_its_time(stand: Stand) -> None:
     manager = stand.start(sleep_seconds=3600)
-    manager.restart_after_seconds = 0.05
-    assert manager.run() is True
+    manager.manager.restart_after_seconds = 0.05
+    assert manager.manager.run() is True
 
 
 def test_a_journal_that_cannot_be_written_is_said_once_and_stops_nothing(
@@ -343,9 +345,9 @@ def test_a_list_is_not_asked_for_again_before_the_pause_that_the_service_asked_f
 ) -> None:
     manager = stand.start(sleep_seconds=1.0)
     stand.backend.error = Throttled("too often", retry_after_seconds=90.0)
-    assert manager._guarded_tick() == 90.0
+    assert manager.guarded_tick() == 90.0
     stand.backend.error = Throttled("too often")
-    assert manager._guarded_tick() < 10.0
+    assert manager.guarded_tick() < 10.0
 
 
 def end_last(stand: Stand, cause: EndCause) -> None:
@@ -357,7 +359,7 @@ def end_last(stand: Stand, cause: EndCause) -> None:
 
 def test_a_manager_gives_up_when_more_workers_failed_than_may(stand: Stand) -> None:
     manager = stand.start(1)
-    manager.failures_allowed = 1
+    manager.keeper.failures_allowed = 1
     for cause in (EndCause.FAILED, EndCause.PREEMPTED, EndCause.KILLED_BY_US):
         manager.tick()
         end_last(stand, cause)
@@ -366,7 +368,7 @@ def test_a_manager_gives_up_when_more_workers_failed_than_may(stand: Stand) -> N
     end_last(stand, EndCause.FAILED)
     launched = len(stand.backend.launched)
     with pytest.raises(TooManyFailed, match="2 workers failed, 1 may"):
-        manager.run()
+        manager.manager.run()
     assert len(stand.backend.launched) == launched
 
 
@@ -429,14 +431,18 @@ def test_while_a_worker_shows_whether_failures_are_over_no_other_is_launched(
             job, state=JobState.ENDED, ended=stand.now, cause=EndCause.FAILED, why="no such image"
         )
     assert manager.tick().launch == 0
-    stand.now += 60
+    stand.now += FIRST_QUARANTINE_SECONDS
     assert manager.tick().launch == 1
     stand.backend.jobs[-1] = replace(stand.backend.jobs[-1], state=JobState.PENDING, started=None)
     for _ in range(3):
         stand.now += 600
         assert "probation" in {r.code for r in manager.tick().reasons if r.held}
     assert len(stand.backend.launched) == 11
-    stand.backend.jobs[-1] = replace(stand.backend.jobs[-1], state=JobState.ACTIVE, started=NOW)
+    probe = stand.backend.jobs[-1]
+    stand.backend.jobs[-1] = replace(probe, state=JobState.ACTIVE, started=stand.now)
+    stand.server.workers = [probe.worker_id]
+    assert manager.tick().launch == 0, "it has come, and may die young"
+    stand.now += SETTLED_SECONDS
     assert manager.tick().launch == 10
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from pool_fakes import GIB, NOW, FakeBackend, FakeServer
+from pool_fakes import GIB, NOW, FakeBackend, FakeServer, SolePool
 from prometheus_client import CollectorRegistry
 
 from backends.base import (
@@ -27,9 +27,10 @@ from bundles.home import Credentials
 from manager.alarm import Alarm, Stopped
 from manager.command import WorkerOptions
 from manager.journal import Journal
+from manager.keeper import PoolKeeper
+from manager.launcher import Launcher
 from manager.ledger import Ledger, Pool
-from manager.loop import Launcher, PoolManager
-from manager.metrics import MeteredBackend, Metrics, cause
+from manager.metrics import MeteredBackend, Metrics, PoolMetrics, cause
 from manager.observe import Observer
 from manager.policy import PoolConfig
 from manager.queue import QueueConfig
@@ -47,12 +48,14 @@ class Stand:
         )
         self.ledger = Ledger(directory / "ledger.db", clock=self.clock)
         self.ledger.describe(Pool("p", "fake", "http://s", {}))
+        self.ledger.prove("p", NOW)
         queue = QueueConfig(cpus=1, gpus=0, memory_bytes=2 * GIB)
         config = PoolConfig(queue.shape, 0, 3)
         self.registry = CollectorRegistry()
-        metrics = Metrics(self.registry, "p", "fake", config, self.clock)
+        metrics = PoolMetrics(Metrics(self.registry), "p", "fake", self.clock)
+        metrics.configured(config)
         self.metered: Backend = MeteredBackend(self.backend, metrics, self.clock)
-        self.manager = PoolManager(
+        keeper = PoolKeeper(
             pool="p",
             config=config,
             observer=Observer(self.client, self.metered, "p", queue),
@@ -64,16 +67,18 @@ class Stand:
             ledger=self.ledger,
             journal=Journal(directory / "p.jsonl", "p"),
             alarm=Alarm(),
-            make_feed=lambda: pytest.fail("the server offers no changes"),
             witnesses=(metrics,),
             clock=self.clock,
+        )
+        self.manager = SolePool(
+            keeper, lambda: pytest.fail("the server offers no changes"), witnesses=(metrics,)
         )
 
     def clock(self) -> float:
         return self.now
 
     def tick(self) -> None:
-        self.manager._guarded_tick()
+        self.manager.guarded_tick()
 
     def value(self, name: str, **labels: str) -> float | None:
         return self.registry.get_sample_value(f"worker_manager_{name}", {"pool": "p", **labels})

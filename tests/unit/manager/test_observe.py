@@ -6,28 +6,28 @@ from typing import Any
 
 import httpx
 import pytest
-from pool_fakes import GIB, NOW, FakeBackend, FakeServer
+from pool_fakes import GIB, NOW, FakeBackend, FakeServer, Look
 
 from backends.base import JobState, Unreachable
 from bundles.client import Client
 from bundles.errors import BundlesError
 from bundles.home import Credentials
-from manager.ledger import Ledger, Pool
+from manager.ledger import Ledger, Outcome, Pool
 from manager.observe import START_SECONDS, UNTAKEN_SECONDS, Observer
 from manager.queue import QueueConfig
 
-Make = Callable[..., Observer]
+Make = Callable[..., Look]
 
 
 @pytest.fixture
 def make() -> Iterator[Make]:
     clients = []
 
-    def make_observer(server: FakeServer, backend: FakeBackend, **queue: Any) -> Observer:
+    def make_observer(server: FakeServer, backend: FakeBackend, **queue: Any) -> Look:
         client = Client("http://s", Credentials(token="t"), transport=httpx.MockTransport(server))
         clients.append(client)
         config = QueueConfig(**{"cpus": 1, "gpus": 0, "memory_bytes": 2 * GIB, **queue})
-        return Observer(client, backend, "p", config)
+        return Look(Observer(client, backend, "p", config))
 
     yield make_observer
     for client in clients:
@@ -165,6 +165,18 @@ def test_an_intent_that_the_service_may_not_list_yet_is_pending(make: Make, tmp_
         ledger.intend("p", 2)
         observer = make(FakeServer(), FakeBackend(lag_seconds=30.0))
         assert observer.observe(ledger, NOW + 1).snapshot.pending == 2
+        assert observer.observe(ledger, NOW + 31).snapshot.pending == 0
+
+
+def test_a_launch_that_was_answered_and_is_not_listed_yet_is_pending(
+    make: Make, tmp_path: Path
+) -> None:
+    with Ledger(tmp_path / "ledger.db", clock=lambda: NOW) as ledger:
+        ledger.describe(Pool("p", "b", "http://s", {}))
+        (key,) = ledger.intend("p", 1)
+        ledger.settle(key, Outcome.LAUNCHED, job_id="1")
+        observer = make(FakeServer(), FakeBackend(lag_seconds=30.0))
+        assert observer.observe(ledger, NOW + 1).snapshot.pending == 1
         assert observer.observe(ledger, NOW + 31).snapshot.pending == 0
 
 

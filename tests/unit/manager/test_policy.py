@@ -313,6 +313,7 @@ def test_withdrawing_leaves_the_minimum_and_what_bundles_need(
     situation: tuple[Snapshot, PoolConfig], number: int
 ) -> None:
     snapshot, config = situation
+    config = dataclasses.replace(config, max_workers=max(config.max_workers, snapshot.workers))
     ids = tuple(str(i) for i in range(min(number, snapshot.pending)))
     snapshot = dataclasses.replace(snapshot, withdrawable=ids, surplus_since=NOW - 3600)
     decision = decide(snapshot, config, NOW)
@@ -337,7 +338,45 @@ def test_after_failures_one_worker_alone_shows_whether_they_are_over() -> None:
         "hold_reason": "the last launch failed",
         "is_on_probation": True,
     }
-    assert decide(seen(9, 0, 0, 0, **failed), wanted(3, 20), NOW).launch == 1
-    waits = decide(seen(9, 0, 1, 0, **failed), wanted(3, 20), NOW)
+    assert decide(seen(9, 0, 0, 0, trial=1, **failed), wanted(3, 20), NOW).launch == 1
+    waits = decide(seen(9, 0, 1, 0, trial=0, **failed), wanted(3, 20), NOW)
     assert waits.launch == 0
     assert "probation" in held(waits)
+
+
+def test_a_pool_of_which_nothing_is_known_starts_with_a_few() -> None:
+    first = decide(seen(9, 0, 0, 0, trial=2), wanted(3, 20), NOW)
+    assert first.launch == 2
+    assert "slow_start" in held(first)
+    assert decide(seen(9, 0, 2, 0, trial=0), wanted(3, 20), NOW).launch == 0
+    assert decide(seen(1, 0, 0, 0, trial=2), wanted(0, 20), NOW).launch == 1
+
+
+def test_a_pool_in_quarantine_spares_all_that_has_not_started_but_one() -> None:
+    ill = {
+        "held_until": NOW + 300,
+        "hold_reason": "3 launches in a row did nothing",
+        "is_on_probation": True,
+        "trial": 0,
+        "is_quarantined": True,
+        "withdrawable": ("new", "older", "oldest"),
+    }
+    decision = decide(seen(9, 0, 3, 0, **ill), wanted(3, 20), NOW)
+    assert (decision.launch, decision.end) == (0, ("new", "older"))
+    assert "quarantined" in held(decision)
+    ill["withdrawable"] = ("oldest",)
+    assert decide(seen(9, 0, 1, 0, **ill), wanted(3, 20), NOW).end == ()
+
+
+def test_a_worker_that_never_registered_is_ended_whatever_else_is_decided() -> None:
+    decision = decide(seen(1, 0, 0, 3, unregistered=("a",)), wanted(0, 20), NOW)
+    assert (decision.launch, decision.end) == (1, ("a",))
+    assert "never_registered" in held(decision)
+
+
+def test_the_probation_of_an_old_journal_is_read_as_one_worker_alone() -> None:
+    old = seen(9, 0, 0, 0, is_on_probation=True).to_document()
+    del old["trial"], old["is_quarantined"], old["unregistered"]
+    assert Snapshot.from_document(old).trial == 1
+    assert Snapshot.from_document(old | {"pending": 1}).trial == 0
+    assert Snapshot.from_document(old | {"is_on_probation": False}).trial is None
