@@ -23,7 +23,7 @@ from docker_engine import DockerEngine
 from managing import Managers
 from moto_server import REGION, MotoServer
 from serving import Server
-from terraform_module import TerraformModule
+from terraform_module import TerraformModule, with_moto
 from worker_image import WorkerImage
 
 from backends import aws_batch
@@ -107,7 +107,9 @@ def moto(tmp_path: Path, docker_engine: DockerEngine, image: str) -> Iterator[Mo
 def test_what_terraform_makes_in_aws_is_used_and_all_of_it_goes_again(
     server: Server, moto: MotoServer, image: str, tmp_path: Path, terraform_mirror: Path
 ) -> None:
-    module = TerraformModule(tmp_path, "aws/examples/minimal", terraform_mirror, moto.url)
+    module = TerraformModule(
+        tmp_path, "aws/examples/minimal", with_moto(terraform_mirror, moto.url)
+    )
     role = moto.add_role("batch")
     second = SECOND.format(role=role, image=image, options=json.dumps(OPTIONS))
     (module.directory / "override.tf").write_text(OVERRIDE.format(role=role))
@@ -230,12 +232,12 @@ def _statuses(batch: Any, outputs: dict[str, Any]) -> set[str]:
 def test_the_module_s_own_tests_pass_and_its_examples_are_valid(
     tmp_path: Path, terraform_mirror: Path
 ) -> None:
-    nowhere = "http://127.0.0.1:9"
-    module = TerraformModule(tmp_path, "aws", terraform_mirror, nowhere)
+    nowhere = with_moto(terraform_mirror, "http://127.0.0.1:9")
+    module = TerraformModule(tmp_path, "aws", nowhere)
     module.run("fmt", "-check", "-recursive")
     module.initialise()
     module.run("test")
-    example = TerraformModule(tmp_path, "aws/examples/complete", terraform_mirror, nowhere)
+    example = TerraformModule(tmp_path, "aws/examples/complete", nowhere)
     example.initialise()
     example.run("validate")
 
