@@ -146,19 +146,18 @@ locals {
     UNIT
   }
 
+  # An empty list of packages is not allowed.
+  package_config = { for key, value in { packages = var.packages, package_update = true } : key => value if length(var.packages) > 0 }
+  written_files = concat(
+    [for name, content in local.files : { path = "${local.directory}/${name}", permissions = "0644", content = content }],
+    [for name, content in local.units : { path = "/etc/systemd/system/${name}", permissions = "0644", content = content }],
+  )
+  commands = [
+    ["systemctl", "daemon-reload"],
+    ["systemctl", "enable", "--now", "--no-block", "worker-manager.service", "worker-manager-health.timer"],
+  ]
   # yamlencode quotes everything: no value can become another key.
-  cloud_config = yamlencode({
-    package_update = length(var.packages) > 0
-    packages       = var.packages
-    write_files = concat(
-      [for name, content in local.files : { path = "${local.directory}/${name}", permissions = "0644", content = content }],
-      [for name, content in local.units : { path = "/etc/systemd/system/${name}", permissions = "0644", content = content }],
-    )
-    runcmd = [
-      ["systemctl", "daemon-reload"],
-      ["systemctl", "enable", "--now", "--no-block", "worker-manager.service", "worker-manager-health.timer"],
-    ]
-  })
+  cloud_config = yamlencode(merge(local.package_config, { write_files = local.written_files, runcmd = local.commands }))
 }
 
 output "cloud_config" {
