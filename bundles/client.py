@@ -391,8 +391,11 @@ class Client:
 
     # Bundles
 
-    def search(self, keywords: Sequence[str] = ()) -> list[Bundle]:
-        """Every bundle that the keywords select, read page by page until the end.
+    def search(
+        self, keywords: Sequence[str] = (), *, each_page: Callable[[], object] = lambda: None
+    ) -> list[Bundle]:
+        """Every bundle that the keywords select, read page by page until the end; ``each_page`` is
+        called when one has come.
 
         With a `.limit=` of the caller's own, or with uuids, that is one page.
         """
@@ -403,6 +406,7 @@ class Client:
             page = self._search_page(
                 [*keywords, "id=.sort", f".limit={PAGE_SIZE}", f".offset={len(found)}"]
             )
+            each_page()
             before = len(found)
             found.update((bundle.uuid, bundle) for bundle in page)
             if len(page) < PAGE_SIZE or len(found) == before:

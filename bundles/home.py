@@ -20,6 +20,8 @@ SERVER_VARIABLE = "WORKER_MANAGER_SERVER"
 TOKEN_VARIABLE = "WORKER_MANAGER_TOKEN"
 USER_VARIABLE = "CODALAB_USERNAME"
 PASSWORD_VARIABLE = "CODALAB_PASSWORD"
+CREDENTIALS_VARIABLE = "CREDENTIALS_DIRECTORY"
+"""Where systemd has put a unit's credentials (systemd.exec(5), `LoadCredential=`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +96,11 @@ def find_server(option: str | None, home: Home, environ: Mapping[str, str] = os.
 def find_credentials(
     server: str, home: Home, environ: Mapping[str, str] = os.environ
 ) -> Credentials:
-    """`WORKER_MANAGER_TOKEN`, else `CODALAB_USERNAME` and `CODALAB_PASSWORD`, else the home's own
-    token: that one only for the embedded server of this home, so that no other ever sees it.
+    """`WORKER_MANAGER_TOKEN`, else `CODALAB_USERNAME` and `CODALAB_PASSWORD`, else systemd's
+    credential `token` or `password` (two lines, as in a password file), else the home's own token:
+    that one only for the embedded server of this home, so that no other ever sees it.
 
-    Raises NotAuthenticated when there is none.
+    Raises NotAuthenticated when there is none, UsageError when a credential cannot be read.
     """
     token = environ.get(TOKEN_VARIABLE)
     if token:
@@ -105,6 +108,9 @@ def find_credentials(
     username, password = environ.get(USER_VARIABLE), environ.get(PASSWORD_VARIABLE)
     if username and password:
         return Credentials(username=username, password=password)
+    directory = environ.get(CREDENTIALS_VARIABLE)
+    if directory and (found := _of_systemd(Path(directory))):
+        return found
     if server == home.address():
         try:
             return Credentials(token=home.token_path.read_text().strip())
@@ -116,18 +122,36 @@ def find_credentials(
     )
 
 
+def _of_systemd(directory: Path) -> Credentials | None:
+    """Files that are this unit's alone by the directory they are in, not by their modes: systemd
+    may let the unit's user in by an access list, which a mode shows as the group's right."""
+    try:
+        if (directory / "token").exists():
+            return Credentials(token=(directory / "token").read_text().strip())
+        if (directory / "password").exists():
+            return _user_and_password(directory / "password")
+    except OSError as error:
+        raise UsageError(
+            f"the credential {error.filename} cannot be read: {error.strerror}"
+        ) from error
+    return None
+
+
 def read_password_file(path: str | os.PathLike[str]) -> Credentials:
     """CodaLab's `--password-file`: a line with the user, a line with the password, mode 0600.
 
     Raises UsageError when others may read it, or it is not two lines.
     """
     try:
-        mode = os.stat(path).st_mode
-        lines = Path(path).read_text().splitlines()
+        if os.stat(path).st_mode & 0o077:
+            raise UsageError(f"others may read the password file {path}: chmod 600 {path}")
+        return _user_and_password(path)
     except OSError as error:
         raise UsageError(f"the password file {path} cannot be read: {error.strerror}") from error
-    if mode & 0o077:
-        raise UsageError(f"others may read the password file {path}: chmod 600 {path}")
+
+
+def _user_and_password(path: str | os.PathLike[str]) -> Credentials:
+    lines = Path(path).read_text().splitlines()
     if len(lines) < 2 or not lines[0].strip() or not lines[1].strip():
         raise UsageError(f"the password file {path} must hold two lines: user, password")
     return Credentials(username=lines[0].strip(), password=lines[1].strip())

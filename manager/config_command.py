@@ -65,7 +65,8 @@ def config_command() -> click.Command:
         help=(
             "What a pools file, or a backend with its options, comes to, and where each value "
             "comes from.\n\nworker-manager config pools.toml\n\n"
-            "worker-manager config BACKEND [OPTIONS]\n\nSecrets are not shown. Asks nobody anything."
+            "worker-manager config BACKEND [OPTIONS]\n\n"
+            "Secrets are not shown. Asks nobody anything."
         ),
     )
 

@@ -18,10 +18,10 @@ from bundles.errors import UsageError
 from bundles.exits import WorkerExit
 from bundles.model import Bundle, Resources, State, queue_tag
 from bundles.sizes import format_size
-from manager.health import meaning
+from manager.health import failure, meaning
 from manager.history import Entry
 from manager.journal import HEARTBEAT_SECONDS
-from manager.ledger import Launch, Outcome
+from manager.ledger import Launch, Outcome, Stage
 from manager.policy import count
 from manager.queue import QueueConfig
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from bundles.client import Change
 
 CHANGES_SHOWN = 20
+LINES_SHOWN = 10
 
 _GOOD_ENDS = {
     WorkerExit.FINISHED: "it was idle, or ran as many bundles as it should",
@@ -137,6 +138,7 @@ def explain_worker(
     sentences.append(f"intended at {moment(launch.requested)} for the pool {launch.key.pool}")
     if launch.outcome is Outcome.LAUNCHED:
         sentences.append(f"its service accepted it as job {launch.job_id}")
+    sentences += _life(launch)
     if launch.ended is not None or (job is not None and job.state is JobState.ENDED):
         sentences.append(_end(launch, job))
     elif job is not None:
@@ -145,12 +147,16 @@ def explain_worker(
         sentences.append(f"its job is {job.state}{since}{why}")
     elif unlisted:
         sentences.append(f"its job's state is unknown: {unlisted}")
+    if launch.last_words:
+        sentences.append("the last that it said:")
+        sentences += [f"  {line}" for line in launch.last_words.splitlines()[-LINES_SHOWN:]]
     entry = decision_of(worker, entries)
     if entry is None:
         sentences.append("the decision that launched it is in the journal no more")
     else:
         sentences.append("the decision that launched it:")
         sentences += decision_sentences(entry)
+    found = failure(launch)
     facts = {
         "pool": launch.key.pool,
         "intended": launch.requested,
@@ -161,10 +167,36 @@ def explain_worker(
         "ended": launch.ended,
         "exit_code": launch.exit_code,
         "why": launch.why,
-        "cause": job.cause and str(job.cause) if job else None,
+        "cause": job.cause and str(job.cause) if job else launch.cause and str(launch.cause),
+        "failure": found and {"cause": str(found.cause), "is_wasted": found.is_wasted},
+        "stage": str(launch.stage),
+        "stages": {str(stage): when for stage, when in launch.stages()},
+        "started": launch.started,
+        "given_up": launch.given_up,
+        "last_words": launch.last_words,
         "entry": dict(entry.document) if entry else None,
     }
     return Explanation("worker", worker, tuple(sentences), facts)
+
+
+def _life(launch: Launch) -> list[str]:
+    """How far it came, and what its pool makes of its end."""
+    told = {
+        Stage.REGISTERED: "the server knew it",
+        Stage.WORKING: "it had its first bundle",
+        Stage.DRAINING: "it was told to take no more bundles",
+    }
+    known = [(when, told[stage]) for stage, when in launch.stages() if stage in told]
+    if launch.started is not None:
+        known.append((launch.started, "its job began to run"))
+    if launch.given_up is not None:
+        known.append((launch.given_up, "it was given up, for the server never heard of it"))
+    sentences = [f"{words} at {moment(when)}" for when, words in sorted(known)]
+    found = failure(launch)
+    if found is not None:
+        counts = "; it did nothing, and counts towards quarantine" if found.is_wasted else ""
+        sentences.append(f"a failure of its pool: {found.cause}{counts}")
+    return sentences
 
 
 def decision_of(worker: str, entries: Sequence[Entry]) -> Entry | None:

@@ -164,8 +164,8 @@ class Health:
             return "not known to work yet: a worker has to come before more are launched"
         state = "quarantined" if self.is_quarantined else "held"
         if self.until <= now:
-            return f"{state} ({self.cause}), one worker may show that it is over: {self.reason}"
-        return f"{state} ({self.cause}) for another {self.until - now:.0f} s: {self.reason}"
+            return f"{state}, one worker may show that it is over: {self.reason}"
+        return f"{state} for another {self.until - now:.0f} s: {self.reason}"
 
 
 def judge(record: PoolRecord, now: float) -> Health:
@@ -212,8 +212,10 @@ def judge(record: PoolRecord, now: float) -> Health:
 
 def _reason(last: Failure, wasted: int) -> str:
     if wasted >= WASTED_ALLOWED:
-        return f"{wasted} launches in a row did nothing; the last one: {last.sentence}"
-    return f"the last launch failed: {last.sentence}"
+        return (
+            f"{wasted} launches in a row did nothing, the last one ({last.cause}): {last.sentence}"
+        )
+    return f"the last launch failed ({last.cause}): {last.sentence}"
 
 
 def _hold(refused: Sequence[tuple[Failure, float]]) -> float:

@@ -14,13 +14,21 @@ from urllib.parse import urlsplit
 from backends import registry
 from backends.base import Backend, Context, Invalid
 from bundles.errors import UsageError
-from bundles.home import PASSWORD_VARIABLE, TOKEN_VARIABLE, USER_VARIABLE, Home
+from bundles.home import (
+    CREDENTIALS_VARIABLE,
+    PASSWORD_VARIABLE,
+    TOKEN_VARIABLE,
+    USER_VARIABLE,
+    Home,
+)
 from manager import systemd
 
 if TYPE_CHECKING:
     from manager.ledger import Pool
 
-_OUR_VARIABLES = systemd.VARIABLES | {TOKEN_VARIABLE, USER_VARIABLE, PASSWORD_VARIABLE}
+_OUR_VARIABLES = systemd.VARIABLES | {
+    *(TOKEN_VARIABLE, USER_VARIABLE, PASSWORD_VARIABLE, CREDENTIALS_VARIABLE)
+}
 """No backend and no worker is to speak with our credentials, or to systemd in our name."""
 
 

@@ -252,6 +252,10 @@ class PoolKeeper:
         self.ledger.record_missing(self.pool, others)
         for witness in self.witnesses:
             witness.missing([launch.key for launch in missing])
+        now_known = [self.ledger.launch(key) for key in others]
+        found = [failure(launch) for launch in now_known if launch is not None]
+        for witness in self.witnesses:
+            witness.workers_failed([one.cause for one in found if one is not None])
 
     def _record_lives(self, observation: Observation, now: float) -> None:
         """Let the ledger learn how far workers have come that it holds for running."""

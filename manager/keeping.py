@@ -71,7 +71,9 @@ def keep(
         names = ", ".join(pool.name for pool in pools)
         operation.systemd.tell(READY, f"STATUS=keeping the {kind} {names}")
         restart = manager.run()
-        if keeping.settings["terminate_on_exit"] and not restart:
+        # One that waits for another manager's lease has no workers to end.
+        is_ours = manager.lease is None or manager.lease.is_held
+        if keeping.settings["terminate_on_exit"] and is_ours and not restart:
             operation.systemd.tell(STOPPING, "STATUS=ending the workers")
             _end_workers(manager, alarm)
         else:

@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,9 +58,26 @@ def boot_seconds() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-def our_name() -> str:
-    """Who we are, for people and unlike anybody else."""
-    return f"process {os.getpid()} of {socket.gethostname()[:100]} ({uuid.uuid4().hex[:8]})"
+def holder_of(directory: Path) -> str:
+    """Who holds the leases of a home: for people to read, unlike those of any other home, and the
+    same after a restart. Of one home and pool there is one manager at a time (manager.lock), so
+    that one who is started after a crash need not wait for the lease of the one before."""
+    path = directory / "holder"
+    mark = uuid.uuid4().hex
+    temporary = directory / f".holder-{mark}"
+    try:
+        if not path.exists():
+            temporary.write_text(mark)
+            with suppress(FileExistsError):
+                os.link(temporary, path)
+        mark = path.read_text().strip() or mark
+    except OSError as error:
+        log.warning("%s cannot be written: %s", path, error)
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    # A home may be copied, or be on a disk that several machines share.
+    return f"{socket.gethostname()[:60]}:{str(directory.parent)[-60:]} ({mark[:32]})"
 
 
 class Lease:
@@ -68,8 +85,8 @@ class Lease:
     it is given back at the end.
 
     Taken in the manager's thread; a thread of its own renews it, and rings when it is lost.
-    ``directory``: where the last fence of each pool is written down, so that it is known whether
-    a manager of another home, with a ledger of its own, has kept the pool since.
+    ``directory``: of this home, where it is written down who we are, and the last fence of each
+    pool, by which we know whether a manager of another home, with a ledger of its own, kept it.
     """
 
     def __init__(
@@ -78,7 +95,6 @@ class Lease:
         alarm: Alarm,
         directory: Path,
         *,
-        holder: str | None = None,
         clock: Callable[[], float] = boot_seconds,
     ) -> None:
         self._client = client
@@ -86,7 +102,7 @@ class Lease:
         self._alarm = alarm
         self._directory = directory
         self._strangers: dict[str, float] = {}
-        self._holder = holder or our_name()
+        self._holder = holder_of(directory)
         self._clock = clock
         self._hold = _Hold()
         self._has_asked = False
@@ -130,8 +146,9 @@ class Lease:
         launched is in no ledger of ours. Infinite when it was not."""
         return self._clock() - self._strangers.get(pool, float("-inf"))
 
-    def take(self, wait_seconds: float = WAIT_SECONDS) -> None:
-        """See to it that it is held; waits so long for another manager to end.
+    def take(self) -> None:
+        """See to it that it is held. Asked again after LeaseLost it waits a while for the other
+        manager to end.
 
         Raises LeaseLost, which says who keeps which pool, and BundlesError when the server does
         not answer. To be called where a signal may interrupt it.
@@ -142,7 +159,7 @@ class Lease:
         if not self._is_offered:
             self._say_that_there_are_none()
         elif not self.is_held:
-            self._acquire(self._pools, wait_seconds)
+            self._acquire(self._pools, WAIT_SECONDS if self._is_waiting else 0.0)
 
     def want(self, pool: str) -> None:
         """One pool more, from the next ``take`` on."""
@@ -178,7 +195,7 @@ class Lease:
             )
         self._is_missed = True
 
-    def _acquire(self, pools: Iterable[str], wait_seconds: float) -> None:
+    def _acquire(self, pools: frozenset[str], wait_seconds: float) -> None:
         try:
             fences = self._client.acquire_leases(
                 sorted(pools), self._holder, TTL_SECONDS, wait_seconds=wait_seconds
@@ -187,7 +204,7 @@ class Lease:
             sent = self._clock()
             self._client.renew_leases(fences, self._holder)
         except Conflict as error:
-            self._is_waiting = True
+            self._is_waiting = pools == self._pools
             raise LeaseLost(
                 f"another manager keeps a pool: {error}; --pool NAME keeps one of another name"
             ) from error

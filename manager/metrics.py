@@ -37,6 +37,7 @@ from backends.base import (
 )
 from bundles import __version__
 from manager.governor import CallsWitness
+from manager.health import Cause
 from manager.money import Account, Period, window
 from manager.observe import Observation
 from manager.policy import Decision, PoolConfig
@@ -121,6 +122,7 @@ class Metrics:
         )
         self.launches = counter("launches", "Workers launched.")
         self.failures = counter("launch_failures", "Launches that failed.", "cause")
+        self.failed_workers = counter("worker_failures", "Workers that failed.", "cause")
         self.ends = counter("worker_ends", "Workers that ended.", "cause", "exit_code")
         self.terminations = counter("terminations", "Workers that were asked to end.", "result")
         self.tick_failures = counter("tick_failures", "Ticks that could not be done.", "cause")
@@ -194,6 +196,8 @@ class PoolMetrics(Witness, CallsWitness):
             metrics.workers.labels(pool, state)
         for name in CAUSES.values():
             metrics.failures.labels(pool, name)
+        for found in Cause:
+            metrics.failed_workers.labels(pool, label(found))
         for family in (metrics.launches, metrics.ticks, metrics.registrations, metrics.waits):
             family.labels(pool)
         metrics.first_bundles.labels(pool)
@@ -241,7 +245,7 @@ class PoolMetrics(Witness, CallsWitness):
 
     def ended(self, jobs: Sequence[Job]) -> None:
         for job in jobs:
-            why = str(job.cause or EndCause.UNKNOWN).replace(" ", "_")
+            why = label(job.cause or EndCause.UNKNOWN)
             code = "" if job.exit_code is None else str(job.exit_code)
             self._of.ends.labels(self._pool, why, code).inc()
 
@@ -249,6 +253,10 @@ class PoolMetrics(Witness, CallsWitness):
         for key in keys:
             self._of.ends.labels(self._pool, MISSING, "").inc()
             self._forget(str(key))
+
+    def workers_failed(self, causes: Sequence[Cause]) -> None:
+        for found in causes:
+            self._of.failed_workers.labels(self._pool, label(found)).inc()
 
     def failed(self, error: Exception) -> None:
         self._has_failed = True
@@ -313,6 +321,11 @@ class PoolMetrics(Witness, CallsWitness):
     def terminated(self, results: Sequence[BackendError | None]) -> None:
         for error in results:
             self._of.terminations.labels(self._pool, cause(error) if error else OK).inc()
+
+
+def label(word: str) -> str:
+    """`never started` as `never_started`, `stock-out` as `stock_out`."""
+    return word.replace(" ", "_").replace("-", "_")
 
 
 def _result(results: Iterable[LaunchResult | None]) -> str:

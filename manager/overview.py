@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from manager.accountant import Accountant
@@ -99,9 +100,20 @@ class Overview:
             ),
             "failures_lately": _failures(recent, now - RECENT_SECONDS),
             "cost": _cost(self._accountant, pool, now),
+            "file_problems": _file_problems(self._installation.refusal_path(pool.name), manager),
             "last_launch": pool.last_launch,
             "last": entry,
         }
+
+
+def _file_problems(path: Path, manager: int | None) -> list[str]:
+    """Why the pools file as it is now is not what the pool is kept by."""
+    if manager is None:
+        return []
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []
 
 
 def _workers(snapshot: Mapping[str, Any]) -> dict[str, int]:

@@ -35,7 +35,7 @@ from manager.capacity import (
 )
 from manager.snapshot import Snapshot
 
-SURPLUS_SECONDS = 10.0
+SURPLUS_SECONDS = 5.0
 """Pending workers that nothing needs are withdrawn after so long: queues breathe. When it is more,
 those that come find nothing to do (`python -m benchmarks traces`)."""
 

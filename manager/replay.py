@@ -64,12 +64,14 @@ class Tick:
 
 @dataclass(frozen=True, slots=True)
 class Sum:
-    """One side over all ticks: launches, those withdrawn, and workers at most and over time."""
+    """One side over all ticks: launches, those withdrawn, workers at most and over time, and what
+    they cost, None: nobody said what one costs."""
 
     launched: int
     ended: int
     peak_workers: int
     worker_seconds: float
+    cost: float | None = None
 
     def to_document(self) -> dict[str, Any]:
         return {
@@ -77,6 +79,7 @@ class Sum:
             "ended": self.ended,
             "peak_workers": self.peak_workers,
             "worker_seconds": round(self.worker_seconds, 3),
+            "cost": None if self.cost is None else round(self.cost, 4),
         }
 
 
@@ -182,24 +185,28 @@ def _adjusted(seen: Snapshot, config: PoolConfig, more: int, last_launch: float 
     )
 
 
-def summarize(entries: list[Entry], ticks: list[Tick]) -> Summary:
-    """Both sides in numbers. No tick stands for longer than a journal may be silent."""
+def summarize(
+    entries: list[Entry], ticks: list[Tick], price_per_hour: float | None = None
+) -> Summary:
+    """Both sides in numbers; ``price_per_hour``: of a worker. No tick stands for longer than a journal may be silent."""
     lengths = [
         max(0.0, min(after.time - tick.time, HEARTBEAT_SECONDS)) for tick, after in pairwise(ticks)
     ]
     lengths += [0.0] * min(1, len(ticks))
 
     def side(pick: Callable[[Tick], Outcome]) -> Sum:
+        worker_seconds = sum(
+            (pick(tick).workers + pick(tick).launched) * length
+            for tick, length in zip(ticks, lengths, strict=True)
+        )
         return Sum(
             launched=sum(pick(tick).launched for tick in ticks),
             ended=sum(pick(tick).ended for tick in ticks),
             peak_workers=max(
                 (pick(t).workers + pick(t).launched - pick(t).ended for t in ticks), default=0
             ),
-            worker_seconds=sum(
-                (pick(tick).workers + pick(tick).launched) * length
-                for tick, length in zip(ticks, lengths, strict=True)
-            ),
+            worker_seconds=worker_seconds,
+            cost=None if price_per_hour is None else worker_seconds / 3600 * price_per_hour,
         )
 
     return Summary(

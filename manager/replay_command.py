@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from manager.policy import PoolConfig
     from manager.replay import Summary, Tick
 
@@ -27,6 +29,18 @@ def replay_command() -> click.Command:
         params=[
             click.Argument(
                 ["journal"], type=click.Path(exists=True, dir_okay=False), metavar="JOURNAL"
+            ),
+            click.Option(
+                ["--config"],
+                type=click.Path(exists=True, dir_okay=False),
+                metavar="FILE",
+                help="A pools file; its pool of the journal's name is replayed.",
+            ),
+            click.Option(["--pool"], metavar="NAME", help="… or this one of its pools."),
+            click.Option(
+                ["--price-per-hour"],
+                type=click.FloatRange(min=0),
+                help="What a worker costs in an hour.",
             ),
             click.Option(["--min-workers", "--min"], type=click.IntRange(min=0)),
             click.Option(["--max-workers", "--max"], type=click.IntRange(min=0)),
@@ -50,18 +64,32 @@ def replay_command() -> click.Command:
     )
 
 
-def _replay(journal: str, output: str, verbose: bool, **settings: Any) -> int:
+def _replay(
+    journal: str,
+    output: str,
+    verbose: bool,
+    config: str | None,
+    pool: str | None,
+    price_per_hour: float | None,
+    **settings: Any,
+) -> int:
     """Raises UsageError, or OSError for a journal that cannot be read."""
     from pathlib import Path
 
+    if pool is not None and config is None:
+        raise click.UsageError("--pool names a pool of a file: give --config FILE, too")
     from manager.history import read_journal
     from manager.replay import replay, summarize
 
     entries = list(read_journal(Path(journal)))
     if not entries:
         raise click.UsageError(f"{journal} is no journal: no line of it tells of a tick")
-    ticks = list(replay(entries, _change(settings)))
-    summary = summarize(entries, ticks)
+    planned = None
+    if config is not None:
+        planned, price = _planned(Path(config), pool or entries[-1].pool)
+        price_per_hour = price if price_per_hour is None else price_per_hour
+    ticks = list(replay(entries, _change(settings, planned)))
+    summary = summarize(entries, ticks, price_per_hour)
     if output == "json":
         document = {
             "summary": summary.to_document(),
@@ -74,14 +102,32 @@ def _replay(journal: str, output: str, verbose: bool, **settings: Any) -> int:
     return 0
 
 
-def _change(settings: dict[str, Any]) -> Callable[[PoolConfig | None], PoolConfig | None]:
-    """The configuration of a line with what is given in its place; None when something lacks."""
+def _planned(path: Path, pool: str) -> tuple[PoolConfig, float | None]:
+    """A pool of a file, and its price. Raises UsageError."""
+    from manager.pool import config_of
+    from manager.pools_file.reading import load
+
+    tables = {table.name: table for table in load(path).pools}
+    if pool not in tables:
+        raise click.UsageError(
+            f"{path} has no pool {pool}: give --pool NAME, one of {', '.join(tables)}"
+        )
+    settings = tables[pool].settings
+    return config_of(settings), settings["price_per_hour"]
+
+
+def _change(
+    settings: dict[str, Any], planned: PoolConfig | None = None
+) -> Callable[[PoolConfig | None], PoolConfig | None]:
+    """The configuration of a line, or the ``planned`` one, with what is given in its place; None
+    when something lacks."""
     from manager.capacity import UNBOUNDED, Offer, Room
     from manager.policy import PoolConfig
 
     given = {name: value for name, value in settings.items() if value is not None}
 
     def change(config: PoolConfig | None) -> PoolConfig | None:
+        config = planned or config
         if config is None:
             if not {"min_workers", "max_workers", "cpus", "memory_mb"} <= given.keys():
                 return None
@@ -130,6 +176,8 @@ def _print(ticks: list[Tick], summary: Summary) -> None:
     table.add_row("workers withdrawn", str(was.ended), str(would.ended))
     table.add_row("workers at most", str(was.peak_workers), str(would.peak_workers))
     table.add_row("worker time", duration(was.worker_seconds), duration(would.worker_seconds))
+    if was.cost is not None and would.cost is not None:
+        table.add_row("cost", f"{was.cost:.2f}", f"{would.cost:.2f}")
     table.add_row("bundles' waiting", duration(summary.waiting_seconds), "not known")
     paper.print(table)
     click.echo(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import click
@@ -83,28 +84,27 @@ def _print(report: Report) -> None:
             f"{duration(waited['p90'])} (90 %), {duration(waited['p99'])} (99 %), "
             f"{duration(waited['most'])} (all)"
         )
-    table = new_table(
-        "POOL", "LAUNCHED", "REFUSED", "WITHDRAWN", "MACHINES", "RAN NOTHING", "IDLE", "LOST",
-        "PEAK", "TIME", "COST",
-    )  # fmt: skip
-    for name, pool in report.pools.items():
-        table.add_row(*_row(name, pool))
-    if len(report.pools) > 1:
-        table.add_row(*_row("all", report.whole))
+    pools = dict(report.pools)
+    if len(pools) > 1:
+        pools["all"] = report.whole
+    table = new_table("", *pools)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for what, text in _FIGURES.items():
+        table.add_row(what, *(text(pool) for pool in pools.values()))
     console().print(table)
 
 
-def _row(name: str, pool: PoolReport) -> list[str]:
-    return [
-        name,
-        str(pool.launched),
-        str(pool.refused),
-        str(pool.withdrawn),
-        str(pool.workers),
-        f"{pool.ran_nothing} ({pool.ran_nothing_fraction:.1%})",
-        f"{pool.idle_fraction:.1%}",
-        str(pool.preempted + pool.died),
-        str(pool.peak),
-        f"{pool.worker_seconds / 3600:.1f} h",
-        f"{pool.cost:.2f}",
-    ]
+_FIGURES: dict[str, Callable[[PoolReport], str]] = {
+    "workers launched": lambda pool: str(pool.launched),
+    "refused": lambda pool: str(pool.refused),
+    "withdrawn while they waited": lambda pool: str(pool.withdrawn),
+    "with a machine": lambda pool: str(pool.workers),
+    "of these, ran nothing": lambda pool: f"{pool.ran_nothing} ({pool.ran_nothing_fraction:.1%})",
+    "preempted": lambda pool: str(pool.preempted),
+    "died": lambda pool: str(pool.died),
+    "workers at most": lambda pool: str(pool.peak),
+    "machine hours": lambda pool: f"{pool.worker_seconds / 3600:.1f}",
+    "of these, idle": lambda pool: f"{pool.idle_fraction:.1%}",
+    "cost": lambda pool: f"{pool.cost:.2f}",
+}

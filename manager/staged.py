@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -22,10 +22,11 @@ Counted = list[tuple[Resources | None, int]]
 @dataclass
 class StagedBundles:
     """The staged bundles that concern some pools. ``environ`` says whether we are CodaLab's root
-    user at the server."""
+    user at the server; ``each_page`` is called when a page of a long list has come."""
 
     client: Client
     environ: Mapping[str, str] = field(default_factory=dict)
+    each_page: Callable[[], object] = lambda: None
     _root: bool | None = None
 
     def read(self, queues: Sequence[QueueConfig]) -> Counted:
@@ -37,7 +38,7 @@ class StagedBundles:
             return [(shape.resources, shape.count) for shape in self.client.shapes(keywords)]
         return [
             (_resources(bundle.metadata), 1)
-            for bundle in self.client.search(keywords)
+            for bundle in self.client.search(keywords, each_page=self.each_page)
             if bundle.bundle_type == "run"
         ]
 

@@ -101,6 +101,8 @@ def _print(pools: list[dict[str, Any]]) -> None:
         console.print(Text(pool["pool"], style="bold"), f"for {pool['server']}: {manager}")
         if pool["error"]:
             console.print(Text(f"  its jobs are unknown: {pool['error']}", style="red"))
+        for problem in pool["file_problems"]:
+            console.print(Text(f"  kept as before its file changed: {problem}", style="red"))
         if pool["until"] is not None:
             left = _duration(pool["until"] - time.time())
             words = f"  {pool['state']} for {left} more: {pool['why']}"

@@ -23,6 +23,7 @@ from pydantic_core import ErrorDetails
 
 from backends import registry
 from bundles.errors import UsageError
+from manager.money import Terms
 from manager.options import check_together
 from manager.pool import worker_of
 from manager.pool_command import pool_command
@@ -315,8 +316,12 @@ class _Document:
             )
             check_together(context.params)
             worker_of(context.params)
+            Terms.from_settings(context.params)
         except click.ClickException as error:
             self.blame(index, error.format_message())
+            return None
+        except UsageError as error:
+            self.blame(index, str(error))
             return None
         origins = {
             option.name: self._origin(index, option, context, said)
@@ -402,7 +407,7 @@ def _sentence(detail: ErrorDetails) -> str:
     kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
     if kind in ("model_type", "model_attributes_type", "dict_type"):
         return f"{value!r} is not a table: write its keys under a header in [ ]"
-    if kind == "list_type" and detail["loc"] == ("pools",):
+    if kind == "list_type" and isinstance(value, dict):
         return "is one table: write [[pools]], with double brackets, for each pool"
     if kind == "literal_error":
         choices = re.findall(r"'([^']*)'", str(context["expected"]))

@@ -9,7 +9,7 @@ from pathlib import Path
 from random import Random
 from typing import Annotated
 
-from pydantic import Field, PrivateAttr, ValidationInfo, model_validator
+from pydantic import Discriminator, Field, PrivateAttr, Tag, ValidationInfo, model_validator
 
 from manager.pools_file.model import Section
 
@@ -156,4 +156,33 @@ def _from_journal(path: Path) -> list[Arrival]:
     return found
 
 
-Arrivals = Constant | Poisson | Burst | Diurnal | Trace
+_FORMS: dict[str, type[_Bounded]] = {
+    "constant-per-hour": Constant,
+    "poisson-per-hour": Poisson,
+    "burst": Burst,
+    "diurnal-per-hour": Diurnal,
+    "csv": Trace,
+    "journal": Trace,
+}
+
+
+def _form(value: object) -> str | None:
+    """Which of the forms a value has, so that an error speaks of that one alone."""
+    if isinstance(value, _Bounded):
+        return type(value).__name__
+    keys = value if isinstance(value, dict) else ()
+    return next((form.__name__ for key, form in _FORMS.items() if key in keys), None)
+
+
+Arrivals = Annotated[
+    Annotated[Constant, Tag("Constant")]
+    | Annotated[Poisson, Tag("Poisson")]
+    | Annotated[Burst, Tag("Burst")]
+    | Annotated[Diurnal, Tag("Diurnal")]
+    | Annotated[Trace, Tag("Trace")],
+    Discriminator(
+        _form,
+        custom_error_type="arrivals",
+        custom_error_message=f"give one of {', '.join(_FORMS)}",
+    ),
+]

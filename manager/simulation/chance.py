@@ -6,7 +6,7 @@ import math
 from random import Random
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from manager.pools_file.model import Section
 
@@ -56,7 +56,29 @@ class Observed(Section):
         return dice.choice(self.values)
 
 
-Duration = Seconds | Uniform | Exponential | LogNormal | Observed
+def _form(value: object) -> str | None:
+    """Which of the forms a value has, so that an error speaks of that one alone."""
+    if isinstance(value, Uniform | Exponential | LogNormal | Observed):
+        return type(value).__name__
+    if not isinstance(value, dict):
+        return "Seconds"
+    forms = {"uniform": Uniform, "exponential": Exponential, "lognormal": LogNormal}
+    forms |= {"values": Observed}
+    return next((form.__name__ for key, form in forms.items() if key in value), None)
+
+
+Duration = Annotated[
+    Annotated[Seconds, Tag("Seconds")]
+    | Annotated[Uniform, Tag("Uniform")]
+    | Annotated[Exponential, Tag("Exponential")]
+    | Annotated[LogNormal, Tag("LogNormal")]
+    | Annotated[Observed, Tag("Observed")],
+    Discriminator(
+        _form,
+        custom_error_type="duration",
+        custom_error_message="give seconds, or { uniform | exponential | lognormal | values = … }",
+    ),
+]
 
 
 def draw(duration: Duration, dice: Random) -> float:

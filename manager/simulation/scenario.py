@@ -174,19 +174,28 @@ def parse(text: str, path: Path) -> Scenario:
         positions = Positions(text)
         problems: dict[str, None] = {}
         for problem in error.errors(include_url=False):
-            place = _place(problem["loc"], document)
-            said = problem["msg"].removeprefix("Value error, ")
+            place = _place(problem["loc"], document, problem["type"] == "missing")
+            said = _SENTENCES.get(problem["type"]) or problem["msg"]
+            said = said.removeprefix("Value error, ")
             problems[f"{path}:{positions.line(place)}: {_key(place)}{said}"] = None
         raise UsageError("\n".join(problems)) from error
 
 
-def _place(location: tuple[int | str, ...], document: Any) -> tuple[int | str, ...]:
+_SENTENCES = {
+    "extra_forbidden": "there is no such key: see docs/simulate.md",
+    "missing": "it is missing",
+}
+
+
+def _place(
+    location: tuple[int | str, ...], document: Any, is_missing: bool
+) -> tuple[int | str, ...]:
     """Without the names of the alternatives that pydantic tried, which stand in no file."""
     place: list[int | str] = []
     value = document
     for position, step in enumerate(location):
         is_last = position == len(location) - 1
-        if isinstance(value, dict) and (step in value or is_last):
+        if isinstance(value, dict) and (step in value or (is_missing and is_last)):
             value = value.get(step)
         elif isinstance(value, list) and isinstance(step, int) and step < len(value):
             value = value[step]

@@ -50,13 +50,17 @@ class Managers:
         self._number = 0
 
     def start(self, *options: str, stand_ins: bool = True) -> subprocess.Popen[bytes]:
-        """One manager; its words go to `log(process)`."""
-        self._number += 1
+        """The manager of one pool; its words go to `log(process)`."""
         if stand_ins:
             options = (*options, "--worker-executable", str(self.stand_in()))
+        return self.run("local-process", *options)
+
+    def run(self, *words: str) -> subprocess.Popen[bytes]:
+        """`worker-manager WORDS…`; what it says goes to `log(process)`."""
+        self._number += 1
         with (self.directory / f"manager-{self._number}.log").open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "manager", "local-process", *options],
+                [sys.executable, "-m", "manager", *words],
                 env=self.server.env,
                 cwd=self.directory,
                 stdin=subprocess.DEVNULL,

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from postgresql_engine import PostgreSQL
 from serving import Server
 from wire_worker import WireWorker
 
 from bundles.client import Client
-from bundles.errors import BundlesError, ServerFault, UsageError
+from bundles.errors import BundlesError, Conflict, ServerFault, UsageError
 from bundles.model import new_uuid
 
 pytestmark = pytest.mark.engine("postgresql")
@@ -29,7 +30,7 @@ class PostgreSQLServer(Server):
 
 
 @pytest.fixture
-def server(tmp_path: Path, postgresql_url: str) -> Iterator[Server]:
+def server(tmp_path: Path, postgresql_url: str) -> Iterator[PostgreSQLServer]:
     running = PostgreSQLServer(tmp_path)
     running.database_url = postgresql_url
     running.start()
@@ -147,6 +148,34 @@ def test_a_killed_server_goes_on_where_it_was(server: Server, client: Client) ->
     worker.say(worker.run(message, "running"))
     worker.finish(message)
     assert client.bundle(uuid).state == "ready"
+
+
+def test_leases_and_drained_workers_are_known_after_a_kill(server: Server, client: Client) -> None:
+    fences = client.acquire_leases(["p", "q"], "first", 600)
+    client.release_leases({"q": fences["q"]}, "first")
+    WireWorker(client).say()
+    client.drain_worker("w", "not needed")
+    server.stop(signal.SIGKILL)
+    server.start()
+    with pytest.raises(Conflict, match="p is held by first"):
+        client.acquire_leases(["p"], "second", 600)
+    client.renew_leases({"p": fences["p"]}, "first")
+    assert client.acquire_leases(["q"], "second", 600)["q"] == fences["q"] + 1
+    [worker] = client.workers()
+    assert worker["is_draining"]
+
+
+def test_a_database_of_the_version_before_is_brought_up_to_date(
+    server: PostgreSQLServer, client: Client
+) -> None:
+    server.stop()
+    with psycopg.connect(server.database_url) as database:
+        database.execute("DROP TABLE lease")
+        database.execute("ALTER TABLE worker DROP COLUMN drain_reason")
+        database.execute("UPDATE schema_version SET version = 1")
+    server.start()
+    assert client.acquire_leases(["p"], "first", 600) == {"p": 1}
+    assert client.workers() == []
 
 
 def test_a_database_that_dies_is_503_until_it_is_back(

@@ -13,6 +13,7 @@ from backends.base import (
     Capabilities,
     Finding,
     Idempotency,
+    Invalid,
     Job,
     JobState,
     LaunchKey,
@@ -45,6 +46,8 @@ class FakeServer:
         self.checked_out: list[str] = []
         self.drained: list[str] = []
         self.checkout_status: int | None = None
+        self.workers_status: int | None = None
+        self.restaged: list[str] = []
         self.worker_lists = 0
         self.tokens = 0
         self.status: int | None = None
@@ -72,6 +75,8 @@ class FakeServer:
             document = {"data": {"id": "0", "attributes": {"is_root_user": self.root}}}
         elif path == "workers/info":
             self.worker_lists += 1
+            if self.workers_status is not None:
+                return httpx.Response(self.workers_status, text="not for you")
             document = {
                 "data": [{"worker_id": name, **self.offers.get(name, {})} for name in self.workers]
             }
@@ -79,7 +84,7 @@ class FakeServer:
             if self.checkout_status is not None:
                 return httpx.Response(self.checkout_status, text="no")
             self.checked_out.append(path.split("/")[1])
-            document = {"restaged": []}
+            document = {"restaged": self.restaged}
         elif path.endswith("/drain"):
             self.drained.append(path.split("/")[1])
             document = {}
@@ -120,6 +125,7 @@ class FakeBackend:
         self.asked_to_end: list[str] = []
         self.reluctance: BackendError | None = None
         self.may_end_running = False
+        self.outputs: dict[str, str] = {}
         self.capabilities = Capabilities(1, Idempotency.SERVICE, 60.0, lag_seconds)
         self.work_directory = "/"
 
@@ -160,7 +166,9 @@ class FakeBackend:
         self.jobs = [job for job in self.jobs if job.id not in self.asked_to_end]
 
     def logs(self, job_id: str) -> str:
-        return ""
+        if job_id not in self.outputs:
+            raise Invalid(f"{job_id} has no output")
+        return self.outputs[job_id]
 
     def add(self, state: JobState, *, age_seconds: float = 3600.0) -> Job:
         key = LaunchKey.make("p", len(self.jobs) + 1)

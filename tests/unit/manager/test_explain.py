@@ -130,6 +130,26 @@ def test_a_living_worker_is_told_as_its_service_lists_it() -> None:
     assert "failed: exit code 137, killed by SIGKILL (OOM)" in found
 
 
+def test_the_life_of_a_worker_that_never_registered_is_told_with_its_last_words() -> None:
+    launch = Launch(
+        KEY,
+        NOW,
+        Outcome.LAUNCHED,
+        "j",
+        settled=NOW + 1,
+        started=NOW + 2,
+        given_up=NOW + 603,
+        last_words="looking for the server\nno route to host",
+    )
+    explanation = explain_worker(launch, None, [], NOW + 700)
+    assert "its job began to run" in said(explanation)
+    assert "given up" in said(explanation)
+    assert "never registered; it did nothing, and counts towards quarantine" in said(explanation)
+    assert "  no route to host" in explanation.sentences
+    assert explanation.facts["failure"] == {"cause": "never registered", "is_wasted": True}
+    assert explanation.facts["stages"] == {"intended": NOW, "pending": NOW + 1}
+
+
 @pytest.mark.parametrize("code", [*range(11), 126, 127, 130, 255])
 def test_every_exit_code_has_a_meaning(code: int) -> None:
     assert len(exit_sentence(code)) > len(f"exit code {code}")

@@ -201,8 +201,8 @@ def test_the_third_wasted_launch_puts_the_pool_into_quarantine() -> None:
     ill = health([failed(n, 100.0 * n) for n in (3, 2, 1)], 302.0)
     assert ill.is_quarantined
     assert ill.until == 301.0 + FIRST_QUARANTINE_SECONDS
-    assert ill.reason.startswith("3 launches in a row did nothing; the last one: p-3-00000000 left")
-    assert "quarantined (credentials) for another 299 s" in ill.sentence(302.0)
+    assert ill.reason.startswith("3 launches in a row did nothing, the last one (credentials): ")
+    assert "quarantined for another 299 s: 3 launches in a row" in ill.sentence(302.0)
 
 
 def test_a_crowd_that_fails_at_once_is_one_quarantine_of_the_first_length() -> None:

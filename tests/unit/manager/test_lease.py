@@ -84,14 +84,8 @@ def lease(server: Keeper, alarm: Alarm, tmp_path: Path) -> Iterator[Lease]:
         yield made
 
 
-def make(server: Keeper, alarm: Alarm, directory: Path, holder: str = "me") -> Lease:
-    return Lease(
-        server,  # type: ignore[arg-type]
-        alarm,
-        directory,
-        holder=holder,
-        clock=lambda: server.now,
-    )
+def make(server: Keeper, alarm: Alarm, directory: Path) -> Lease:
+    return Lease(server, alarm, directory, clock=lambda: server.now)  # type: ignore[arg-type]
 
 
 def test_it_is_sure_for_its_time_less_what_a_call_may_take(server: Keeper, lease: Lease) -> None:
@@ -166,8 +160,13 @@ def test_after_a_wait_it_is_taken_and_that_is_said(
 ) -> None:
     caplog.set_level(logging.INFO)
     server.give_to_another("p")
+    began = server.now
     with pytest.raises(LeaseLost):
         lease.take()
+    assert server.now == began  # what it waits for is said first
+    with pytest.raises(LeaseLost):
+        lease.take()
+    assert server.now > began
     server.leases["p"] = ("", 1)
     lease.take()
     assert lease.fence("p") == 2
@@ -220,7 +219,8 @@ def test_a_pool_that_is_kept_no_more_is_given_back_and_the_others_stay(
     lease.want("q")
     lease.take()
     lease.drop("q")
-    assert server.leases == {"p": ("me", 1), "q": ("", 1)}
+    assert server.leases["p"][0] != ""
+    assert server.leases["q"] == ("", 1)
     assert lease.is_held
     lease.renew()
     assert lease.is_held
@@ -231,18 +231,35 @@ def test_a_home_knows_when_another_has_kept_its_pool_since(
 ) -> None:
     (tmp_path / "other").mkdir()
 
-    def take(place: Path, holder: str) -> float:
-        with make(server, alarm, place, holder) as lease:
+    def take(place: Path) -> float:
+        with make(server, alarm, place) as lease:
             lease.want("p")
             lease.take()
             server.now += 3
             return lease.seconds_since_another("p")
 
-    assert take(tmp_path, "first") == float("inf")
-    assert take(tmp_path, "first again") == float("inf")
-    assert take(tmp_path / "other", "another") == 3
-    assert take(tmp_path / "other", "another again") == float("inf")
-    assert take(tmp_path, "first") == 3
+    assert take(tmp_path) == float("inf")
+    assert take(tmp_path) == float("inf")
+    assert take(tmp_path / "other") == 3
+    assert take(tmp_path / "other") == float("inf")
+    assert take(tmp_path) == 3
+
+
+def test_a_home_that_was_killed_need_not_wait_for_itself_and_another_must(
+    server: Keeper, alarm: Alarm, tmp_path: Path
+) -> None:
+    (tmp_path / "other").mkdir()
+    killed, again = make(server, alarm, tmp_path), make(server, alarm, tmp_path)
+    other = make(server, alarm, tmp_path / "other")
+    for lease in (killed, again, other):
+        lease.want("p")
+    killed.take()
+    again.take()
+    with pytest.raises(LeaseLost):
+        other.take()
+    for lease in (killed, again, other):
+        lease.__exit__()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["holder", "other", "p.fence"]
 
 
 def test_at_the_end_all_is_given_back(server: Keeper, alarm: Alarm, tmp_path: Path) -> None:

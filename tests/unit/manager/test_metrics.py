@@ -31,6 +31,7 @@ from manager.keeper import PoolKeeper
 from manager.launcher import Launcher
 from manager.ledger import Ledger, Pool
 from manager.metrics import MeteredBackend, Metrics, PoolMetrics, cause
+from manager.money import Account, Budget, Period, Terms, window
 from manager.observe import Observer
 from manager.policy import PoolConfig
 from manager.queue import QueueConfig
@@ -257,10 +258,96 @@ def test_a_dry_run_is_no_launch(stand: Stand, monkeypatch: pytest.MonkeyPatch) -
     assert stand.value("backend_call_seconds_count", operation="launch", result="ok") is None
 
 
-def test_two_pools_of_one_process_are_two_registries(stand: Stand, tmp_path: Path) -> None:
-    (tmp_path / "other").mkdir()
-    other = Stand(tmp_path / "other")
+def test_the_time_to_the_first_bundle_is_measured_once(stand: Stand) -> None:
     stand.server.stage(1)
     stand.tick()
-    assert (stand.value("launches_total"), other.value("launches_total")) == (1, 0)
-    other.close()
+    (job,) = stand.backend.jobs
+    stand.now += 20
+    stand.server.workers = [job.worker_id]
+    stand.tick()
+    assert stand.value("registration_seconds_count") == 1
+    assert stand.value("first_bundle_seconds_count") == 0
+    stand.server.offers[job.worker_id] = {"run_uuids": ["0x1"]}
+    stand.now += 10
+    stand.tick()
+    stand.tick()
+    assert stand.value("first_bundle_seconds_count") == 1
+    assert stand.value("first_bundle_seconds_sum") == 30
+
+
+def test_quarantine_shows_with_the_time_when_it_is_over(stand: Stand) -> None:
+    stand.server.stage(9)
+    stand.tick()
+    assert stand.value("quarantined") == 0
+    assert stand.value("launches_held_until_timestamp_seconds") == 0
+    for position, job in enumerate(stand.backend.jobs):
+        stand.backend.jobs[position] = replace(
+            job, state=JobState.ENDED, cause=EndCause.FAILED, exit_code=1, ended=NOW
+        )
+    stand.tick()
+    assert stand.value("quarantined") == 1
+    assert stand.value("worker_failures_total", cause="died_young") == 3
+    assert stand.value("worker_failures_total", cause="stock_out") == 0
+    assert (stand.value("launches_held_until_timestamp_seconds") or 0) > NOW
+
+
+def test_several_pools_are_told_apart_and_one_that_is_kept_no_more_is_gone() -> None:
+    registry = CollectorRegistry()
+    metrics = Metrics(registry)
+    one, other = PoolMetrics(metrics, "one", "fake"), PoolMetrics(metrics, "other", "fake")
+    one.waited(3)
+    other.refused("list_jobs")
+    value = registry.get_sample_value
+    assert value("worker_manager_call_wait_seconds_total", {"pool": "one"}) == 3
+    assert value("worker_manager_call_wait_seconds_total", {"pool": "other"}) == 0
+    assert value("worker_manager_calls_per_second_allowed", {"pool": "one"}) == float("inf")
+    one.paced(2.5)
+    assert value("worker_manager_calls_per_second_allowed", {"pool": "one"}) == 2.5
+    metrics.forget("one")
+    samples = [sample for family in registry.collect() for sample in family.samples]
+    assert {sample.labels.get("pool") for sample in samples} == {None, "other"}
+
+
+def test_one_pool_of_several_that_fails_is_counted_once_whatever_the_tick_does() -> None:
+    registry = CollectorRegistry()
+    metrics = PoolMetrics(Metrics(registry), "p", "fake")
+
+    def failures() -> float | None:
+        return registry.get_sample_value(
+            "worker_manager_tick_failures_total", {"pool": "p", "cause": "unreachable"}
+        )
+
+    metrics.failed(Unreachable("no answer"))
+    metrics.ticked(1.0, None, 5.0)
+    assert failures() == 1
+    metrics.failed(Unreachable("no answer"))
+    metrics.ticked(1.0, Unreachable("no answer of any"), 5.0)
+    assert failures() == 2
+    metrics.ticked(1.0, Unreachable("no answer of any"), 5.0)
+    assert failures() == 3
+
+
+def test_what_a_pool_costs_will_cost_and_may_cost_shows_by_period() -> None:
+    registry = CollectorRegistry()
+    metrics = PoolMetrics(Metrics(registry), "p", "fake")
+    terms = Terms(price_per_hour=2.0, budget=Budget(per_day=100.0))
+    spent = {window(period, NOW): 5.0 for period in Period}
+    metrics.paid_for(Account(terms, spent, living=3, stay_seconds=3600.0), NOW)
+
+    def value(name: str, **labels: str) -> float | None:
+        return registry.get_sample_value(f"worker_manager_{name}", {"pool": "p", **labels})
+
+    assert value("cost_per_hour") == 6.0
+    assert value("spent", period="day") == 5.0
+    assert value("spent_forecast", period="day") == 11.0
+    assert value("budget", period="day") == 100.0
+    assert value("budget", period="hour") is None
+
+
+def test_a_lease_is_asked_for_when_somebody_looks() -> None:
+    registry = CollectorRegistry()
+    held = [True]
+    PoolMetrics(Metrics(registry), "p", "fake").leased(lambda: held[0])
+    assert registry.get_sample_value("worker_manager_lease_held", {"pool": "p"}) == 1
+    held[0] = False
+    assert registry.get_sample_value("worker_manager_lease_held", {"pool": "p"}) == 0

@@ -13,9 +13,8 @@ from prometheus_client import CollectorRegistry
 
 from backends.base import EndCause
 from manager import policy
-from manager.metrics import CAUSES, Metrics
-from manager.policy import PoolConfig
-from manager.queue import QueueConfig
+from manager.health import Cause
+from manager.metrics import CAUSES, Metrics, PoolMetrics, label
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs/operate.md").read_text()
@@ -31,7 +30,7 @@ SUFFIXES = {
 def samples() -> dict[str, str]:
     """The name of every sample that there can be, and how the page calls it."""
     registry = CollectorRegistry()
-    Metrics(registry, "p", "fake", PoolConfig(QueueConfig(1, 0, 1).shape))
+    PoolMetrics(Metrics(registry), "p", "fake")
     return {
         family.name + suffix: family.name + (suffix if len(SUFFIXES[family.type]) == 1 else "")
         for family in registry.collect()
@@ -70,5 +69,5 @@ def test_the_page_names_every_cause_and_every_reason() -> None:
     assert policy.__file__ is not None
     codes = re.findall(r'clause\(\s*"(\w+)"', Path(policy.__file__).read_text())
     assert len(codes) >= 10
-    causes = [*CAUSES.values(), *(str(cause).replace(" ", "_") for cause in EndCause)]
+    causes = [*CAUSES.values(), *map(label, [*EndCause, *Cause])]
     assert [name for name in [*codes, *causes] if f"`{name}`" not in PAGE] == []

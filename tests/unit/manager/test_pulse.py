@@ -8,10 +8,16 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
+from pool_fakes import GIB, FakeServer
 
+from bundles.client import Client
+from bundles.home import Credentials
 from manager.alarm import SIGNALS, Alarm
 from manager.pulse import MISSED_TICKS, TICK_SECONDS, Pulse
+from manager.queue import QueueConfig
+from manager.staged import StagedBundles
 from manager.systemd import ALIVE, READY, Systemd
 from manager.watchdog import Watchdog, at_most
 
@@ -218,3 +224,15 @@ def test_after_the_first_signal_the_next_may_end_the_process_at_once() -> None:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def test_a_long_queue_that_is_read_page_by_page_gives_signs_of_life() -> None:
+    server = FakeServer(root=True)
+    server.stage(2500)
+    pages: list[None] = []
+    with Client(
+        "http://s", Credentials(token="t"), transport=httpx.MockTransport(server)
+    ) as client:
+        staged = StagedBundles(client, each_page=lambda: pages.append(None))
+        assert len(staged.read([QueueConfig(cpus=1, gpus=0, memory_bytes=GIB)])) == 2500
+    assert len(pages) == 3

@@ -222,3 +222,45 @@ def test_what_is_no_journal_is_refused(tmp_path: Path, capsys: pytest.CaptureFix
     (tmp_path / "x").write_text("{}\n")
     assert main(["replay", str(tmp_path / "x")]) == 2
     assert "is no journal" in capsys.readouterr().err
+
+
+POOLS = """
+[[pools]]
+name = "p"
+backend = "local-process"
+cpus = 2
+memory-mb = 4096
+min-workers = 0
+max-workers = 5
+price-per-hour = 2.0
+
+[[pools]]
+name = "other"
+backend = "local-process"
+"""
+
+
+def test_a_pool_of_a_pools_file_is_replayed_with_what_it_costs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recorded = Recorded(tmp_path)
+    recorded.tick(0, 5)
+    recorded.tick(100, 5)
+    file = tmp_path / "pools.toml"
+    file.write_text(POOLS)
+    assert main(["replay", str(recorded.path), "--config", str(file), "-o", "json"]) == 0
+    summary = json.loads(capsys.readouterr().out)["summary"]
+    assert (summary["was"]["launched"], summary["would"]["launched"]) == (3, 5)
+    assert summary["was"]["cost"] == pytest.approx(3 * 100 / 3600 * 2.0, abs=1e-4)
+    assert summary["would"]["cost"] == pytest.approx(5 * 100 / 3600 * 2.0, abs=1e-4)
+
+
+def test_a_pool_that_the_file_does_not_have_is_asked_for_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recorded = Recorded(tmp_path)
+    recorded.tick(0, 5)
+    file = tmp_path / "pools.toml"
+    file.write_text(POOLS.replace('"p"', '"q"'))
+    assert main(["replay", str(recorded.path), "--config", str(file)]) == 2
+    assert "no pool p: give --pool NAME, one of q, other" in capsys.readouterr().err
