@@ -29,8 +29,9 @@ module "machine" {
 }
 
 data "google_compute_image" "cos" {
-  project = "cos-cloud"
-  family  = "cos-stable"
+  project    = "cos-cloud"
+  family     = "cos-stable"
+  depends_on = [google_project_service.this]
 }
 
 resource "google_compute_instance_template" "manager" {

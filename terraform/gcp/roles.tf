@@ -6,6 +6,7 @@ resource "google_service_account" "this" {
   project      = var.project
   account_id   = "${var.name}-${each.key == "manager" ? "mgr" : "wrk"}"
   display_name = "${each.value} of ${var.name}"
+  depends_on   = [google_project_service.this]
 }
 
 locals {
