@@ -7,15 +7,19 @@ workers with the same room left, are one step each.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 UNBOUNDED = 2**62
 """Room of which nobody knows how much there is."""
-FINE_KINDS = 256
-"""More kinds of needs or offers than this are rounded to steps, so that there are fewer: the
-answer then errs to a worker too many, which the next tick sees."""
-STEPS = 64
+MOST_KINDS = 512
+"""More kinds of needs or offers than this are rounded to steps, and to coarser ones while there are
+still more: the answer then errs to a worker too many, which the next tick sees."""
+STEPS = (64, 16, 4)
+"""To such parts of the largest machine's memory; disk to eight times as large parts of the most
+that is asked for."""
+ROOMY = 64
+"""A disk that holds so many times what anybody asks for is no larger than that."""
 
 
 class Room(NamedTuple):
@@ -96,49 +100,89 @@ class Shelf:
     """The offers of many workers, counted by kind and found by size.
 
     In the order of their room: what is tightest is used first, so that large workers stay free.
+    They lie in boxes of equal gpus, cpus and tag, each by its memory and then its disk.
     """
 
     def __init__(self, offers: Mapping[Offer, int]) -> None:
-        self._number: dict[Offer, int] = {}
-        self._order: list[Offer] = []
+        self._boxes: dict[_Box, list[tuple[int, int, int]]] = {}
+        """(memory bytes, disk bytes, number), ascending."""
+        self._order: list[_Box] = []
+        self._largest_disk: dict[_Box, int] = {}
+        """That ever lay in a box: no worker in it has more."""
         for offer, number in offers.items():
             self.add(offer, number)
 
     def put(self, need: Need, number: int) -> int:
         """Put up to ``number`` bundles of one kind into what is free; how many are left over."""
-        start = bisect_left(self._order, need.room, key=lambda offer: offer.room)
-        while number and start < len(self._order):
-            offer = self._order[start]
-            if offer.takes(need):
-                number = self._fill(need, number, offer)
-                # What is left of it stands before, where there is less room.
-                start = bisect_left(self._order, offer.room, key=lambda o: o.room)
-                if self._order[start : start + 1] == [offer]:
-                    start += 1
-            else:
-                start += 1
+        asked, order = need.room, self._order
+        position = bisect_left(order, asked[:2])
+        while number and position < len(order):
+            box = order[position]
+            position += 1
+            _, cpus, tag, tag_exclusive = box
+            if cpus < asked.cpus:
+                continue
+            if need.queue != tag if need.queue else tag and tag_exclusive:
+                continue
+            if self._boxes[box][-1][0] < asked.memory_bytes:
+                continue
+            if self._largest_disk[box] < asked.disk_bytes:
+                continue
+            number = self._fill(need, number, box)
+            # What is left of it lies before, where there is less room.
+            position = bisect_left(order, box)
+            if position < len(order) and order[position] == box:
+                position += 1
         return number
 
-    def _fill(self, need: Need, number: int, offer: Offer) -> int:
-        each = offer.room.times(need.room)
-        workers = self._number.pop(offer)
-        del self._order[bisect_left(self._order, offer)]
-        placed = min(number, each * workers)
-        full, rest = divmod(placed, each)
-        if full:
-            self.add(offer.without(need, each), full)
-        if rest:
-            self.add(offer.without(need, rest), 1)
-        self.add(offer, workers - full - (1 if rest else 0))
-        return number - placed
+    def _fill(self, need: Need, number: int, box: _Box) -> int:
+        """Put bundles into the workers of a box; how many are left over."""
+        gpus, cpus, tag, tag_exclusive = box
+        asked, workers = need.room, self._boxes[box]
+        rests: list[tuple[Offer, int]] = []
+        position = bisect_left(workers, (asked.memory_bytes,))
+        while number and position < len(workers):
+            memory_bytes, disk_bytes, there = workers[position]
+            if disk_bytes < asked.disk_bytes:
+                position += 1
+                continue
+            del workers[position]
+            offer = Offer(Room(gpus, cpus, memory_bytes, disk_bytes), tag, tag_exclusive)
+            each = offer.room.times(asked)
+            placed = min(number, each * there)
+            full, rest = divmod(placed, each)
+            rests.append((offer.without(need, each), full))
+            rests.append((offer.without(need, rest), 1 if rest else 0))
+            rests.append((offer, there - full - (1 if rest else 0)))
+            number -= placed
+        if not workers:
+            del self._boxes[box]
+            del self._order[bisect_left(self._order, box)]
+        for offer, there in rests:
+            self.add(offer, there)
+        return number
 
     def add(self, offer: Offer, number: int) -> None:
         """There are so many workers more that offer this."""
-        if number <= 0 or not (offer.room.cpus or offer.room.gpus or offer.room.memory_bytes):
+        gpus, cpus, memory_bytes, disk_bytes = offer.room
+        if number <= 0 or not (cpus or gpus or memory_bytes):
             return
-        if offer not in self._number:
-            self._order.insert(bisect_left(self._order, offer), offer)
-        self._number[offer] = self._number.get(offer, 0) + number
+        box = (gpus, cpus, offer.tag, offer.tag_exclusive)
+        workers = self._boxes.get(box)
+        if workers is None:
+            workers = self._boxes[box] = []
+            self._order.insert(bisect_left(self._order, box), box)
+            self._largest_disk[box] = disk_bytes
+        elif self._largest_disk[box] < disk_bytes:
+            self._largest_disk[box] = disk_bytes
+        position = bisect_left(workers, (memory_bytes, disk_bytes))
+        if position < len(workers) and workers[position][:2] == (memory_bytes, disk_bytes):
+            number += workers.pop(position)[2]
+        workers.insert(position, (memory_bytes, disk_bytes, number))
+
+
+_Box = tuple[int, int, str, bool]
+"""Gpus, cpus, tag, exclusive."""
 
 
 def place(demand: Demand, shelf: Shelf) -> dict[Need, int]:
@@ -173,56 +217,73 @@ def open_workers(demand: Demand, shape: Offer, most: int) -> tuple[int, dict[Nee
     return opened, left
 
 
-def coarse_demand(demand: Demand, shape: Room) -> dict[Need, int]:
-    """The same bundles in fewer kinds: memory and disk rounded up to a STEPS-th of ``shape``."""
-    if len(demand) <= FINE_KINDS:
+def coarse_demand(demand: Demand, shapes: Collection[Room]) -> dict[Need, int]:
+    """The same bundles in fewer kinds: memory and disk rounded up, but not to more than a worker
+    of one of the ``shapes`` offers that holds what is asked for."""
+    if len(demand) <= MOST_KINDS:
         return dict(demand)
-    rounded: dict[Need, int] = {}
-    for need, number in demand.items():
-        room = need.room
-        kind = Need(
-            Room(
-                room.gpus,
-                room.cpus,
-                _up(room.memory_bytes, shape.memory_bytes),
-                _up(room.disk_bytes, shape.disk_bytes),
-            ),
-            need.queue,
-        )
-        rounded[kind] = rounded.get(kind, 0) + number
-    return rounded
+    wholes = sorted({shape.memory_bytes for shape in shapes})
+    disks = sorted({shape.disk_bytes for shape in shapes})
+    most = max(need.room.disk_bytes for need in demand)
+    kinds: dict[tuple[int, int, int, int, str], int] = {}
+    for (room, queue), number in demand.items():
+        kinds[*room, queue] = number
+    for steps in STEPS:
+        memory_step = max(1, max(wholes, default=1) // steps)
+        disk_step = max(1, most * 8 // steps)
+        rounded: dict[tuple[int, int, int, int, str], int] = {}
+        for (gpus, cpus, memory_bytes, disk_bytes, queue), number in kinds.items():
+            kind = (
+                gpus,
+                cpus,
+                _up(memory_bytes, memory_step, wholes),
+                _up(disk_bytes, disk_step, disks),
+                queue,
+            )
+            rounded[kind] = rounded.get(kind, 0) + number
+        kinds = rounded
+        if len(kinds) <= MOST_KINDS:
+            break
+    return {Need(Room(*room), queue): number for (*room, queue), number in kinds.items()}
 
 
-def coarse_offers(offers: Mapping[Offer, int], shape: Room) -> dict[Offer, int]:
-    """The same workers in fewer kinds: their free memory and disk rounded down likewise."""
-    if len(offers) <= FINE_KINDS:
+def coarse_offers(offers: Mapping[Offer, int], shape: Room, demand: Demand) -> dict[Offer, int]:
+    """The same workers in fewer kinds: their free memory and disk rounded down, and no more disk
+    than matters to what the demand asks for."""
+    if len(offers) <= MOST_KINDS:
         return dict(offers)
-    rounded: dict[Offer, int] = {}
-    for offer, number in offers.items():
-        room = offer.room
-        kind = Offer(
-            Room(
-                room.gpus,
-                room.cpus,
-                _down(room.memory_bytes, shape.memory_bytes),
-                _down(room.disk_bytes, shape.disk_bytes),
-            ),
-            offer.tag,
-            offer.tag_exclusive,
-        )
-        rounded[kind] = rounded.get(kind, 0) + number
-    return rounded
+    most = max((need.room.disk_bytes for need in demand), default=0)
+    kinds: dict[tuple[int, int, int, int, str, bool], int] = {}
+    for (room, tag, tag_exclusive), number in offers.items():
+        kinds[*room, tag, tag_exclusive] = number
+    for steps in STEPS:
+        memory_step = max(1, shape.memory_bytes // steps)
+        disk_step = max(1, most * 8 // steps)
+        rounded: dict[tuple[int, int, int, int, str, bool], int] = {}
+        for (gpus, cpus, memory_bytes, disk_bytes, tag, tag_exclusive), number in kinds.items():
+            kind = (
+                gpus,
+                cpus,
+                memory_bytes // memory_step * memory_step,
+                min(disk_bytes, most * ROOMY) // disk_step * disk_step,
+                tag,
+                tag_exclusive,
+            )
+            rounded[kind] = rounded.get(kind, 0) + number
+        kinds = rounded
+        if len(kinds) <= MOST_KINDS:
+            break
+    return {
+        Offer(Room(*room), tag, tag_exclusive): number
+        for (*room, tag, tag_exclusive), number in kinds.items()
+    }
 
 
-def _up(value: int, whole: int) -> int:
-    step = max(1, whole // STEPS)
+def _up(value: int, step: int, wholes: list[int]) -> int:
+    """A multiple of the step, or the first of ``wholes`` that comes before it."""
     up = -(-value // step) * step
-    return value if value <= whole < up else up
-
-
-def _down(value: int, whole: int) -> int:
-    step = max(1, whole // STEPS)
-    return value // step * step
+    first = bisect_left(wholes, value)
+    return wholes[first] if first < len(wholes) and wholes[first] < up else up
 
 
 def total(demand: Demand) -> int:

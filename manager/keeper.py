@@ -36,7 +36,7 @@ from manager.launcher import Launcher
 from manager.lease import Lease
 from manager.ledger import Launch, Ledger, Outcome
 from manager.money import FREE, Terms
-from manager.observe import START_SECONDS, Observation, Observer
+from manager.observe import START_SECONDS, Observation, Observer, has_a_run
 from manager.policy import Decision, PoolConfig, count, surplus
 from manager.quiet import QuietList
 from manager.snapshot import Snapshot
@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from bundles.client import Client
 
 ENDS_TOLD_AGAIN = 50
+ENDING_SECONDS = 120.0
+"""A worker that was asked to end has so long; services give half a minute by themselves."""
 OUTPUTS_KEPT = 3
 """Of the workers that failed in one tick the output of so many is asked for."""
 SECRETS_REMEMBERED = 50
@@ -98,7 +100,8 @@ class PoolKeeper:
     _surplus_since: float | None = None
     _untold: dict[str, str] = field(default_factory=dict)
     """Workers whose jobs have ended, and why: the server has yet to hear of it."""
-    _ending: set[str] = field(default_factory=set)
+    _ending: dict[str, float] = field(default_factory=dict)
+    """Jobs that were asked to end, and when they last were."""
     _kept: set[str] = field(default_factory=set)
     """Jobs that cannot be ended by themselves."""
     _told_to_drain: set[str] = field(default_factory=set)
@@ -128,7 +131,7 @@ class PoolKeeper:
         """The snapshot with what only this process knows: what it asked to end, and since when
         more workers are on their way than bundles need."""
         living = {job.id for job in observation.jobs if job.state is not JobState.ENDED}
-        self._ending &= living
+        self._ending = {i: when for i, when in self._ending.items() if i in living}
         self._kept &= living
         health = judge(self.ledger.record(self.pool), now)
         self._say(health, now)
@@ -176,7 +179,7 @@ class PoolKeeper:
             job = jobs.get(launch.key)
             if job is None or job.started is None or job.worker_id in observation.known:
                 continue
-            if launch.registered is not None or job.id in self._ending | self._kept:
+            if launch.registered is not None or job.id in {*self._ending, *self._kept}:
                 continue
             # A clock that is ahead must not end those that have only just begun.
             began = max(job.started, self._answering_since, launch.requested)
@@ -383,6 +386,7 @@ class PoolKeeper:
         if decision.end:
             self._give_up([i for i in decision.end if i in self._unregistered], observation)
             results += self._end(decision.end)
+        results += self._end(self._reluctant(observation))
         refused = sum(not isinstance(result, Job | Unreachable) for result in launched)
         return Done(len(launched) - refused, refused, tuple(results))
 
@@ -413,6 +417,41 @@ class PoolKeeper:
             last = words.rsplit("\n", 1)[-1] or "none"
             log.warning("%s never came to the server: it is ended; its last words: %s", key, last)
 
+    def _reluctant(self, observation: Observation) -> list[str]:
+        """Jobs that are still there long after they were asked to end: asked again, backends end
+        them by force. One that has come to work meanwhile is left alone, unless it drains."""
+        due = self.clock() - ENDING_SECONDS
+        jobs = {job.id: job for job in observation.jobs}
+        late = [jobs[job_id] for job_id, when in self._ending.items() if when <= due]
+        if not late:
+            return []
+        draining = {one.key for one in observation.running if one.draining is not None}
+        at_work = self._at_work()
+        again = []
+        for job in late:
+            if job.key in draining or job.state is JobState.PENDING:
+                again.append(job.id)
+            elif at_work is None:
+                continue
+            elif job.worker_id in at_work:
+                log.info("%s has not ended, and has a bundle: it stays", job.worker_id)
+                del self._ending[job.id]
+            else:
+                again.append(job.id)
+        if again:
+            log.warning("%s: %s has not ended, and is asked again", self.pool, ", ".join(again))
+        return again
+
+    def _at_work(self) -> frozenset[str] | None:
+        """The workers that have bundles; None when the server does not say."""
+        with self.alarm.interruptible():
+            try:
+                workers = self.client.workers()
+            except BundlesError as error:
+                log.debug("who has a bundle is not known: %s", error)
+                return None
+        return frozenset(str(worker.get("worker_id")) for worker in workers if has_a_run(worker))
+
     def _end(self, job_ids: Sequence[str]) -> list[dict[str, Any]]:
         results: list[dict[str, Any]] = []
         if not job_ids:
@@ -422,7 +461,7 @@ class PoolKeeper:
                 log.info("%s is not ended: %s", job_id, error)
                 self._kept.add(job_id)
             elif error is None:
-                self._ending.add(job_id)
+                self._ending[job_id] = self.clock()
             results.append({"end": job_id, "error": str(error) if error else None})
         return results
 

@@ -19,7 +19,7 @@ from backends.base import BackendError, Throttled
 from bundles.errors import BundlesError, NotAuthenticated, NotFound, NotPermitted
 from manager.accountant import Accountant
 from manager.alarm import Alarm, Stopped
-from manager.capacity import Demand
+from manager.capacity import Demand, coarse_demand
 from manager.feed import ChangeFeed
 from manager.keeper import PoolKeeper, TooManyFailed
 from manager.lease import RETRY_SECONDS, Lease, LeaseLost
@@ -124,7 +124,8 @@ class Manager:
         queues = [keeper.observer.queue for keeper in everyone]
         with self.alarm.interruptible():
             counted = self.staged.read(queues)
-        demand, unfit = demand_of(counted, queues)
+        wanted, unfit = demand_of(counted, queues)
+        demand = coarse_demand(wanted, [queue.shape.room for queue in queues])
         snapshots: dict[str, Snapshot] = {}
         seen: dict[str, Observation] = {}
         errors: list[Exception] = []

@@ -77,6 +77,7 @@ class Observer:
     unlisted: Unlisted = field(init=False)
     _checked_in: set[str] = field(default_factory=set)
     _arrived: frozenset[str] = frozenset()
+    _settling: frozenset[str] = frozenset()
     _busy: frozenset[str] | None = None
     _known: frozenset[str] | None = None
     _is_blind: bool = False
@@ -128,6 +129,7 @@ class Observer:
             ending=len(living) - len(staying) - len(draining),
             free=self._taken_up(free, demand, now),
             withdrawable=tuple(job.id for job in _newest_first(waiting)),
+            settling=sum(job.worker_id in self._settling for job in running),
             last_launch=ledger.last_launch(self.pool) if ledger else None,
             impatient=_impatient(pending, config.patience_seconds, now),
             start_seconds=_start_seconds(recent, jobs),
@@ -173,7 +175,7 @@ class Observer:
         ids = {job.worker_id for job in living}
         taking = {job.worker_id for job in living if job.key not in told}
         self._checked_in &= ids
-        self._arrived = frozenset()
+        self._arrived = self._settling = frozenset()
         self._busy = self._known = None
         active = [job for job in living if job.state is JobState.ACTIVE]
         is_one_awaited = any(
@@ -194,11 +196,13 @@ class Observer:
         ours = [worker for worker in workers if str(worker.get("worker_id")) in ids]
         self._known = frozenset(str(worker["worker_id"]) for worker in ours)
         self._arrived = self._known - self._checked_in
+        young = {job.worker_id for job in living if self._is_young(job, now)}
+        self._settling = self._arrived & young
         self._checked_in |= self._arrived
         self._busy = frozenset(str(worker["worker_id"]) for worker in ours if has_a_run(worker))
         for worker in ours if is_asked else ():
             offer = _offer(worker)
-            if offer is not None and str(worker["worker_id"]) in taking:
+            if offer is not None and str(worker["worker_id"]) in taking - self._settling:
                 free[offer] = free.get(offer, 0) + 1
         return free
 
@@ -206,7 +210,7 @@ class Observer:
         """The room that counts: bundles that would fit and are left waiting all the same cannot
         use it, whatever the reason, and shall not wait for it."""
         whole = self.queue.shape.room
-        left = place(coarse_demand(demand, whole), Shelf(coarse_offers(free, whole)))
+        left = place(coarse_demand(demand, [whole]), Shelf(coarse_offers(free, whole, demand)))
         if total(left) == total(demand):
             self._room_since = None
             return free

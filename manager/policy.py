@@ -296,13 +296,16 @@ def decide_set(
     if allow is not None:
         snapshots = {n: _with(snapshots[n], allow(n, {}, ())) for n in configs}
     launched: dict[str, int] = {}
-    left = coarse_demand(demand, _largest(configs))
+    demand = left = coarse_demand(demand, [config.shape.room for config in configs.values()])
+    snapshots = {
+        n: replace(snapshots[n], free=coarse_offers(snapshots[n].free, c.shape.room, demand))
+        for n, c in configs.items()
+    }
     taken: dict[str, dict[Need, int]] = {name: {} for name in configs}
+    for name in configs:
+        left = _take(taken[name], left, place(left, Shelf(snapshots[name].free)))
     for name, config in configs.items():
-        offers = coarse_offers(snapshots[name].free, config.shape.room)
-        left = _take(taken[name], left, place(left, Shelf(offers)))
-    for name, config in configs.items():
-        patient = _patient(snapshots[name], config)
+        patient = _patient(snapshots[name], config) + snapshots[name].settling
         left = _take(taken[name], left, open_workers(left, config.shape, patient)[1])
     shares: dict[str, Share] = {}
     names = list(configs)
@@ -404,11 +407,6 @@ def _sum(one: Demand, other: Demand) -> dict[Need, int]:
     return {need: one.get(need, 0) + other.get(need, 0) for need in {**one, **other}}
 
 
-def _largest(configs: Mapping[str, PoolConfig]) -> Room:
-    rooms = [config.shape.room for config in configs.values()]
-    return Room(*(max(amounts) for amounts in zip(*rooms, strict=True))) if rooms else Room()
-
-
 def surplus(snapshot: Snapshot, config: PoolConfig) -> int:
     """How many pending workers no staged bundle needs, those of the minimum not counted."""
     left, _ = _left_by_active(snapshot, config)
@@ -426,13 +424,16 @@ def _needed(snapshot: Snapshot, config: PoolConfig, clause: Clause) -> int:
             not left,
             f"room for {count(kinds - total(left), 'staged bundle')} in workers that run",
         )
-    workers, _ = open_workers(left, config.shape, kinds + snapshot.pending)
-    wanted = max(0, workers - snapshot.pending)
+    # Bundles that those took which have just come may still be seen as staged.
+    coming = snapshot.pending + snapshot.settling
+    workers, _ = open_workers(left, config.shape, kinds + coming)
+    wanted = max(0, workers - coming)
     if left:
         clause(
             "enough_pending",
             wanted == 0,
-            f"{count(snapshot.pending, 'worker')} pending for {count(total(left), 'bundle')}, "
+            f"{count(coming, 'worker')} {'just come or ' if snapshot.settling else ''}pending for "
+            f"{count(total(left), 'bundle')}, "
             f"which {'needs' if total(left) == 1 else 'need'} {workers}",
         )
     return wanted
@@ -440,8 +441,8 @@ def _needed(snapshot: Snapshot, config: PoolConfig, clause: Clause) -> int:
 
 def _left_by_active(snapshot: Snapshot, config: PoolConfig) -> tuple[Demand, int]:
     """The bundles that do not fit into workers that run, and how many there are of all."""
-    demand = coarse_demand(snapshot.demand, config.shape.room)
-    shelf = Shelf(coarse_offers(snapshot.free, config.shape.room))
+    demand = coarse_demand(snapshot.demand, [config.shape.room])
+    shelf = Shelf(coarse_offers(snapshot.free, config.shape.room, demand))
     return place(demand, shelf), total(demand)
 
 

@@ -80,9 +80,11 @@ def _print(report: Report) -> None:
     waited = report.waiting_seconds
     if waited:
         click.echo(
-            f"they waited {duration(waited['p50'])} (half of them at most), "
-            f"{duration(waited['p90'])} (90 %), {duration(waited['p99'])} (99 %), "
-            f"{duration(waited['most'])} (all)"
+            "waiting time: "
+            + ", ".join(
+                f"{name} {duration(seconds)}" for name, seconds in waited.items() if name != "most"
+            )
+            + f", {duration(waited['most'])} at most"
         )
     pools = dict(report.pools)
     if len(pools) > 1:

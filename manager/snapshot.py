@@ -39,6 +39,8 @@ class Snapshot:
     ``trial``: how many more may be launched before one has shown that the pool works, None: any
     number; ``is_quarantined``: several in a row did nothing. ``unregistered``: ids of jobs whose
     workers run for so long that the server should have heard of them, and has not.
+    ``settling``: how many of the active came after the queue was read last: what they took may
+    still be seen as staged, and their room is not in ``free``.
     """
 
     demand: Demand
@@ -66,6 +68,7 @@ class Snapshot:
     trial: int | None = None
     is_quarantined: bool = False
     unregistered: tuple[str, ...] = ()
+    settling: int = 0
 
     @property
     def staged(self) -> int:
@@ -111,6 +114,7 @@ class Snapshot:
             "trial": self.trial,
             "is_quarantined": self.is_quarantined,
             "unregistered": list(self.unregistered),
+            "settling": self.settling,
         }
 
     @classmethod
@@ -152,4 +156,5 @@ class Snapshot:
             trial=document.get("trial", trial),
             is_quarantined=document.get("is_quarantined", False),
             unregistered=tuple(document.get("unregistered", ())),
+            settling=document.get("settling", 0),
         )

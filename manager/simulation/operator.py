@@ -12,7 +12,7 @@ from dataclasses import replace
 from itertools import islice
 from statistics import median
 
-from manager.capacity import Demand, total
+from manager.capacity import Demand, Offer, total
 from manager.health import judge
 from manager.loop import SETTLE_SECONDS
 from manager.money import Account, Purse
@@ -52,7 +52,7 @@ class SimulatedManager:
         self._last_launch: dict[str, float | None] = dict.fromkeys(self._configs)
         self._seen: deque[tuple[float, Demand]] = deque()
         self._due = math.inf
-        self._last = -math.inf
+        self._before = self._last = -math.inf
         self.ticks = 0
         self.peak = 0
 
@@ -82,7 +82,7 @@ class SimulatedManager:
         if when != self._due:
             return  # there was an earlier one
         self._due = math.inf
-        self._last = self._agenda.now
+        self._before, self._last = self._last, self._agenda.now
         self.ticks += 1
         if self._tick():
             self.changed()
@@ -157,6 +157,23 @@ class SimulatedManager:
         elif self._surplus_since[name] is None:
             self._surplus_since[name] = now
 
+    def _settling(self, service: SimulatedService, now: float) -> list[SimulatedWorker]:
+        """Those that came since the last look, or since the queue was as it is seen."""
+        since = min(self._before, now - self._scenario.queue_age_seconds)
+        found = []
+        for worker in reversed(service.active.values()):  # in the order in which they came
+            if worker.registered is None or worker.registered <= since:
+                break
+            found.append(worker)
+        return found
+
+    def _free(self, index: int, settling: list[SimulatedWorker]) -> dict[Offer, int]:
+        free = self._server.free(index)
+        for worker in settling:
+            if worker.offer in free:
+                free[worker.offer] -= 1
+        return {offer: number for offer, number in free.items() if number}
+
     def _snapshot(self, index: int, demand: Demand, now: float) -> Snapshot:
         service = self._services[index]
         scenario = service.scenario
@@ -164,13 +181,15 @@ class SimulatedManager:
             now - (worker.started or 0.0) < START_SECONDS for worker in service.starting.values()
         )
         pending = len(service.waiting) + young
+        settling = self._settling(service, now)
         unfit = total({n: k for n, k in demand.items() if not scenario.shape.takes(n)})
         snapshot = Snapshot(
             demand=demand,
             unfit=unfit,
             pending=pending,
             active=service.living - pending,
-            free=self._server.free(index),
+            free=self._free(index, settling),
+            settling=len(settling),
             withdrawable=tuple(map(str, reversed(service.waiting))),
             last_launch=self._last_launch[scenario.name],
             surplus_since=self._surplus_since[scenario.name],

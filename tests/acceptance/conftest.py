@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from managing import Managers
 from scripted_server import ScriptedServer
 from serving import Server
 from worker_process import Gate, WorkerProcess
@@ -19,6 +20,16 @@ def server(tmp_path: Path) -> Iterator[Server]:
     finally:
         if running.running:
             assert running.stop() == 0
+
+
+@pytest.fixture
+def managers(server: Server) -> Iterator[Managers]:
+    """The managers of that server's home; none is left at the end, nor any worker of theirs."""
+    made = Managers(server)
+    try:
+        yield made
+    finally:
+        made.close()
 
 
 @pytest.fixture

@@ -3,20 +3,9 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
 
-import pytest
 from managing import Managers, eventually
 from serving import Server
-
-
-@pytest.fixture
-def managers(server: Server) -> Iterator[Managers]:
-    made = Managers(server)
-    try:
-        yield made
-    finally:
-        made.close()
 
 
 def test_explain_knows_the_decision_its_workers_and_what_a_bundle_waits_for(

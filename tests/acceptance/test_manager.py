@@ -7,22 +7,12 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 from managing import PATIENCE_SECONDS, Managers, eventually
 from serving import Server
-
-
-@pytest.fixture
-def managers(server: Server) -> Iterator[Managers]:
-    made = Managers(server)
-    try:
-        yield made
-    finally:
-        made.close()
 
 
 def test_staged_bundles_get_workers_up_to_the_maximum_and_no_more(managers: Managers) -> None:
@@ -141,8 +131,8 @@ def killing(owner, name, after):
     setattr(owner, name, killed)
 
 owner, name, after = sys.argv[1:4]
-owner = {"ledger": ledger.Ledger, "backend": local_process.LocalProcess, "keeper": keeper.PoolKeeper,
-         "module": local_process, "journal": keeper.Journal}[owner]
+owner = {"ledger": ledger.Ledger, "backend": local_process.LocalProcess,
+         "keeper": keeper.PoolKeeper, "module": local_process, "journal": keeper.Journal}[owner]
 killing(owner, name, after == "after")
 from manager.cli import main
 sys.exit(main(sys.argv[4:]))

@@ -18,15 +18,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from serving import Server
 
 
-@pytest.fixture
-def managers(server: Server) -> Iterator[Managers]:
-    made = Managers(server)
-    try:
-        yield made
-    finally:
-        made.close()
-
-
 def address(managers: Managers, manager: subprocess.Popen[bytes]) -> str:
     """Where a manager serves its metrics."""
 

@@ -7,23 +7,12 @@ import re
 import signal
 import subprocess
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from managing import Managers, eventually
-from serving import Server
-
-
-@pytest.fixture
-def managers(server: Server) -> Iterator[Managers]:
-    made = Managers(server)
-    try:
-        yield made
-    finally:
-        made.close()
 
 
 class PoolsFile:

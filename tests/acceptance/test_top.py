@@ -16,16 +16,6 @@ from contextlib import contextmanager, suppress
 
 import pytest
 from managing import PATIENCE_SECONDS, Managers, eventually
-from serving import Server
-
-
-@pytest.fixture
-def managers(server: Server) -> Iterator[Managers]:
-    made = Managers(server)
-    try:
-        yield made
-    finally:
-        made.close()
 
 
 class Terminal:

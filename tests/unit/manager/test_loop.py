@@ -23,7 +23,7 @@ from backends.base import (
 from bundles.errors import NotAuthenticated, ServerFault
 from manager.health import FIRST_QUARANTINE_SECONDS, SETTLED_SECONDS
 from manager.journal import last_entry
-from manager.keeper import TooManyFailed
+from manager.keeper import ENDING_SECONDS, TooManyFailed
 from manager.ledger import Outcome
 from manager.policy import SURPLUS_SECONDS
 
@@ -286,6 +286,34 @@ def test_a_manager_gives_up_when_more_workers_failed_than_may(stand: Stand) -> N
     with pytest.raises(TooManyFailed, match="2 workers failed, 1 may"):
         manager.manager.run()
     assert len(stand.backend.launched) == launched
+
+
+def test_a_worker_that_does_not_end_is_asked_again(stand: Stand) -> None:
+    manager = stand.start()
+    job = stand.backend.add(JobState.PENDING)
+    manager.tick()
+    stand.now += SURPLUS_SECONDS
+    assert manager.tick().end == (job.id,)
+    stand.now += ENDING_SECONDS - 1
+    manager.tick()
+    assert stand.backend.asked_to_end == [job.id]
+    stand.now += 1
+    manager.tick()
+    assert stand.backend.asked_to_end == [job.id] * 2
+
+
+def test_one_that_came_to_work_instead_of_ending_is_left_alone(stand: Stand) -> None:
+    manager = stand.start()
+    job = stand.backend.add(JobState.PENDING)
+    manager.tick()
+    stand.now += SURPLUS_SECONDS
+    assert manager.tick().end == (job.id,)
+    stand.backend.jobs = [replace(job, state=JobState.ACTIVE, started=stand.now)]
+    stand.server.workers = [job.worker_id]
+    stand.server.offers = {job.worker_id: {"run_uuids": ["0x1"]}}
+    stand.now += ENDING_SECONDS
+    manager.tick()
+    assert stand.backend.asked_to_end == [job.id]
 
 
 def test_any_number_may_fail_unless_it_is_said(stand: Stand) -> None:

@@ -88,4 +88,5 @@ def test_a_call_that_fails_is_no_sign_of_life_and_nothing_is_swallowed() -> None
     assert watched.list_jobs() == [job]
     assert pulse.overdue_seconds == 0
     assert watched.terminate([job.id]) == {job.id: None}
-    assert (watched.check(), watched.logs(job.id), watched.work_directory) == ([], "", "/")
+    backend.outputs[job.id] = "words"
+    assert (watched.check(), watched.logs(job.id), watched.work_directory) == ([], "words", "/")
