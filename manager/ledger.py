@@ -10,7 +10,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -233,7 +233,10 @@ class Ledger:
         self._clock = clock
         self._database = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
         self._database.row_factory = sqlite3.Row
-        self._database.execute("PRAGMA journal_mode = WAL")
+        # Not WAL: homes often are on NFS, where hosts would not see each other's. A file that has
+        # been in that mode leaves it once nobody else has it open.
+        with suppress(sqlite3.OperationalError):
+            self._database.execute("PRAGMA journal_mode = DELETE")
         self._database.execute("PRAGMA synchronous = FULL")
         self._database.execute("PRAGMA foreign_keys = ON")
         self._migrate()
@@ -245,9 +248,11 @@ class Ledger:
             return None
         ledger = cls.__new__(cls)
         ledger._clock = time.time
+        # Not mode=ro: what a manager was killed in the midst of must be undone before it is read.
         ledger._database = sqlite3.connect(
-            f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=BUSY_SECONDS
+            f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=BUSY_SECONDS
         )
+        ledger._database.execute("PRAGMA query_only = ON")
         ledger._database.row_factory = sqlite3.Row
         if ledger._version() == 0:
             ledger.close()

@@ -53,6 +53,17 @@ def find_codalab() -> Path | None:
     return place / "bin" / "python" if (place / "installed").exists() else None
 
 
+def find_checkov() -> Path | None:
+    """The `checkov` of the environment into which tests/engines/install put it."""
+    return _installed("checkov", "bin/checkov")
+
+
+def _installed(name: str, program: str) -> Path | None:
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    place = Path(cache) / "worker-manager" / name
+    return place / program if (place / "installed").exists() else None
+
+
 def find_bubblewrap() -> Path | None:
     """`bwrap`, which may need user namespaces: a test that has it fails where those are not."""
     found = shutil.which("bwrap")
@@ -65,6 +76,32 @@ def find_podman() -> Path | None:
     return Path(found) if found and shutil.which("docker") and os.geteuid() == 0 else None
 
 
+def find_terraform() -> Path | None:
+    """A mirror of Terraform's providers that has AWS's, beside a `terraform` to use it: where
+    TERRAFORM_MIRROR says, or where Terraform looks by itself, or below /opt."""
+    places = [
+        *(Path(place) for place in [os.environ.get("TERRAFORM_MIRROR")] if place),
+        Path.home() / ".terraform.d" / "plugins",
+        Path("/usr/local/share/terraform/plugins"),
+        Path("/usr/share/terraform/plugins"),
+        *sorted(Path("/opt").glob("*")),
+    ]
+    for place in places:
+        if (place / "registry.terraform.io" / "hashicorp" / "aws").is_dir():
+            return place if shutil.which("terraform") else None
+    return None
+
+
+def find_terraform_offline() -> tuple[Path, Path] | None:
+    """`run.sh DIRECTORY COMMAND…`, which runs terraform with stand-ins for the providers of Azure
+    and Google Cloud that know their schemas; and the Python that it needs. In the directory that
+    TERRAFORM_OFFLINE names, or in `shared` beside this repository."""
+    beside = Path(__file__).parents[2] / "shared" / "tools" / "terraform-offline"
+    program = Path(os.environ.get("TERRAFORM_OFFLINE") or beside) / "run.sh"
+    python = _installed("terraform-offline", "bin/python")
+    return (program, python) if program.exists() and python and shutil.which("terraform") else None
+
+
 ENGINES: dict[str, Callable[[], object]] = {
     "postgresql": find_postgresql,
     "docker": find_docker,
@@ -74,7 +111,16 @@ ENGINES: dict[str, Callable[[], object]] = {
     "slurm": find_slurm,
     "azure-description": find_azure_description,
     "codalab": find_codalab,
+    "terraform": find_terraform,
+    "terraform-offline": find_terraform_offline,
+    "checkov": find_checkov,
 }
+BROUGHT_ALONG = {
+    "terraform": "put it on PATH, and `terraform providers mirror` into TERRAFORM_MIRROR",
+    "terraform-offline": "put terraform on PATH, set TERRAFORM_OFFLINE, and run `make engines`",
+}
+"""Engines that `make engines` cannot install, and what to do: left out by name wherever they are
+missing, also where REQUIRE_ENGINES says that the others are all there."""
 
 
 def pytest_configure() -> None:
@@ -95,9 +141,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             name = marker.args[0]
             if ENGINES[name]() is not None:
                 continue
-            if os.environ.get("REQUIRE_ENGINES"):
+            if os.environ.get("REQUIRE_ENGINES") and name not in BROUGHT_ALONG:
                 raise pytest.UsageError(f"{item.nodeid} needs {name}, which is not installed")
-            item.add_marker(pytest.mark.skip(reason=f"needs {name}: run `make engines`"))
+            remedy = BROUGHT_ALONG.get(name, "run `make engines`")
+            item.add_marker(pytest.mark.skip(reason=f"needs {name}: {remedy}"))
         if item.get_closest_marker("engine") and "chaos" not in item.path.name:
             item.add_marker(pytest.mark.flaky(reruns=1))
 
@@ -108,6 +155,30 @@ def azure_description() -> Path:
     file = find_azure_description()
     assert file is not None
     return file
+
+
+@pytest.fixture(scope="session")
+def terraform_mirror() -> Path:
+    """What `terraform init -plugin-dir` takes."""
+    mirror = find_terraform()
+    assert mirror is not None
+    return mirror
+
+
+@pytest.fixture(scope="session")
+def terraform_offline() -> tuple[Path, Path]:
+    """`run.sh`, and the Python that it needs."""
+    found = find_terraform_offline()
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="session")
+def checkov() -> Path:
+    """The program."""
+    found = find_checkov()
+    assert found is not None
+    return found
 
 
 @pytest.fixture(scope="session")

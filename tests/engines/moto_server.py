@@ -6,11 +6,13 @@ user and the limits of a container.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,12 @@ class MotoServer:
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-u", "-c", PROGRAM],
-                env=os.environ | self._engine.env | {"MOTO_DOCKER_NETWORK_MODE": "host"},
+                env=os.environ
+                | self._engine.env
+                | {
+                    "MOTO_DOCKER_NETWORK_MODE": "host",
+                    "MOTO_IAM_LOAD_MANAGED_POLICIES": "true",
+                },
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -57,7 +64,8 @@ class MotoServer:
     def log(self) -> str:
         return self._log.read_text(errors="replace")
 
-    def stop(self) -> None:
+    def stop(self, image: str = "") -> None:
+        """``image``: whose containers are to go, too."""
         if self._process is not None:
             self._process.terminate()
             try:
@@ -66,6 +74,24 @@ class MotoServer:
                 self._process.kill()
                 self._process.wait()
                 self._process = None
+        if image:
+            only = ("--filter", f"ancestor={image}")
+            left = self._engine.command("ps", "--all", "--quiet", *only)
+            if left:
+                self._engine.command("rm", "--force", *left.split())
+
+    def hold_jobs(self) -> None:
+        """From now on jobs wait for machines that do not come."""
+        waiting = {"progression": "time", "seconds": 3600}
+        self._tell("set-transition", {"model_name": "batch::job", "transition": waiting})
+
+    def release_jobs(self) -> None:
+        """From now on jobs run at once."""
+        self._tell("unset-transition", {"model_name": "batch::job"})
+
+    def _tell(self, what: str, content: dict[str, Any]) -> None:
+        address = f"{self.url}/moto-api/state-manager/{what}"
+        urllib.request.urlopen(address, json.dumps(content).encode(), timeout=60).close()
 
     def client(self, service: str) -> Any:
         import boto3

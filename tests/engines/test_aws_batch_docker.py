@@ -20,35 +20,25 @@ from worker_image import WorkerImage
 pytestmark = [pytest.mark.engine("docker"), pytest.mark.timeout(300)]
 
 BUNDLES = 12
-IMAGE = "localhost/bundle-worker-with-token:1"
 
 
 @pytest.fixture
-def moto(tmp_path: Path, docker_engine: DockerEngine) -> Iterator[MotoServer]:
+def image(server: Server, worker_image: WorkerImage) -> str:
+    return worker_image.with_token((server.home.path / "token").read_text().strip())
+
+
+@pytest.fixture
+def moto(tmp_path: Path, docker_engine: DockerEngine, image: str) -> Iterator[MotoServer]:
     server = MotoServer(tmp_path, docker_engine)
     try:
         server.start()
         yield server
     finally:
-        server.stop()
-        left = docker_engine.command("ps", "--all", "--quiet", "--filter", f"ancestor={IMAGE}")
-        if left:
-            docker_engine.command("rm", "--force", *left.split())
-
-
-@pytest.fixture
-def image(server: Server, worker_image: WorkerImage) -> str:
-    """The worker's image with a token in it: moto hands containers no secrets."""
-    token = (server.home.path / "token").read_text().strip()
-    worker_image.engine.command(
-        *("build", "--quiet", "--network", "none", "--tag", IMAGE, "-"),
-        content=f"FROM {worker_image.reference}\nENV WORKER_MANAGER_TOKEN={token}\n".encode(),
-    )
-    return IMAGE
+        server.stop(image)
 
 
 def test_jobs_of_moto_s_batch_run_the_worker_s_image_until_all_bundles_are_done(
-    server: Server, moto: MotoServer, docker_engine: DockerEngine, image: str
+    server: Server, moto: MotoServer, image: str
 ) -> None:
     moto.add_fargate_queue("workers")
     uuids = Managers(server).stage(BUNDLES)

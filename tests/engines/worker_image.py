@@ -90,6 +90,15 @@ class WorkerImage:
             )
         assert saving.returncode == 0
 
+    def with_token(self, token: str) -> str:
+        """The image with a token in it, for services that hand containers no secrets."""
+        reference = "localhost/bundle-worker-with-token:1"
+        self.engine.command(
+            *("build", "--quiet", "--network", "none", "--tag", reference, "-"),
+            content=f"FROM {self.reference}\nENV WORKER_MANAGER_TOKEN={token}\n".encode(),
+        )
+        return reference
+
     def socket_options(self) -> list[str]:
         """Options of `docker run` for a worker whose bundles are containers of the same engine."""
         socket = self.engine.socket

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -126,6 +128,37 @@ def test_a_reader_sees_what_the_manager_wrote_and_cannot_write(
         assert [launch.key for launch in reader.unsettled("p")] == [key]
         with pytest.raises(sqlite3.OperationalError):
             reader.intend("p", 1)
+
+
+def test_a_reader_reads_what_was_before_a_write_that_its_manager_did_not_survive(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    (key,) = ledger.intend("p", 1)
+    ledger._database.execute("PRAGMA cache_size = 1")  # so that it is in the file before its end
+    with ledger._transaction():
+        ledger._database.execute("UPDATE launch SET error = 'half'")
+        ledger._database.execute("UPDATE pool SET settings = hex(zeroblob(100000))")
+        for file in ("ledger.db", "ledger.db-journal"):
+            shutil.copy(tmp_path / file, tmp_path / f"killed-{file}")
+    reader = Ledger.read_only(tmp_path / "killed-ledger.db")
+    assert reader is not None
+    with reader:
+        assert [launch.error for launch in reader.unsettled("p")] == [None]
+        assert [launch.key for launch in reader.unsettled("p")] == [key]
+
+
+def test_a_ledger_that_two_hosts_could_not_share_becomes_one_that_they_can(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    Ledger(path).close()
+    with contextlib.closing(sqlite3.connect(path)) as earlier:
+        earlier.execute("PRAGMA journal_mode = WAL")
+        earlier.execute("SELECT * FROM pool").fetchall()
+        with Ledger(path) as busy:  # while another reads it stays, and works
+            busy.describe(Pool("p", "local-process", "http://s", {}))
+    with Ledger(path) as ledger:
+        assert [pool.name for pool in ledger.pools()] == ["p"]
+        (mode,) = ledger._database.execute("PRAGMA journal_mode").fetchone()
+    assert mode == "delete"
 
 
 def test_a_ledger_of_a_later_version_is_left_alone(tmp_path: Path) -> None:

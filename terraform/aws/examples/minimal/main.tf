@@ -1,0 +1,37 @@
+# Everything from nothing, for a server that is there: workers on spot machines, and a manager.
+
+terraform {
+  required_version = ">= 1.9"
+
+  required_providers {
+    aws = {
+      source  = "hashicorp/aws"
+      version = "~> 5.80"
+    }
+  }
+}
+
+variable "region" {
+  description = "Where all of it is made."
+  type        = string
+  default     = "us-east-1"
+}
+
+variable "server_url" {
+  description = "Address of the server of bundles."
+  type        = string
+}
+
+provider "aws" {
+  region = var.region
+}
+
+module "worker_manager" {
+  source     = "../.."
+  server_url = var.server_url
+}
+
+output "worker_manager" {
+  description = "What to push, to fill in and to look at: see the module's README."
+  value       = module.worker_manager
+}
