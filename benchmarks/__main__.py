@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import click
 
-from benchmarks import containers, contents, slurm, simulating
+from benchmarks import containers, contents, simulating, slurm
 from benchmarks.stand import Stand, cpu_seconds
 from bundles.model import FINAL_STATES
 
