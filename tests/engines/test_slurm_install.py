@@ -21,8 +21,9 @@ from managing import Managers, eventually
 from own_wheel import ROOT, copy_dependencies, copy_python, make_wheel
 from serving import Server
 from slurm_cluster import SlurmCluster
+from user_systemd import PROGRAM, UserSystemd
 
-pytestmark = [pytest.mark.engine("slurm"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.engine("slurm"), pytest.mark.timeout(600)]
 
 BUNDLES = 60
 NOBODY = 65534
@@ -30,8 +31,8 @@ AS_NOBODY = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-group
 COMMAND_SECONDS = 120.0
 WAITS = "mkdir in; while [ ! -e in/go ]; do sleep 0.1; done; echo hi >> said"
 
-CRONTAB = """#!/bin/sh
-# crontab of the tests: one table, in a file.
+# One table, in a file.
+CRONTAB = """
 case $1 in
     -l) [ -e {table} ] || {{ echo "no crontab for $LOGNAME" >&2; exit 1; }}; cat {table} ;;
     -r) rm {table} ;;
@@ -43,33 +44,35 @@ esac
 class Account:
     """A user's home on a login node of the cluster. ``close`` ends what runs in it."""
 
-    def __init__(self, cluster: SlurmCluster) -> None:
+    def __init__(self, cluster: SlurmCluster, machine: Path) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="account-"))
         self.directory.chmod(0o755)
         self.home = self.directory / "home"
-        self.prefix = self.home / "worker-manager"
+        self.prefix = self.home / ".worker-manager"
         self.table = self.directory / "spool" / "crontab"
         self._of_cron: list[subprocess.Popen[bytes]] = []
-        self.python = copy_python(self.directory / "python")
-        copy_dependencies(self.directory / "dependencies")
-        self.wheel = make_wheel(self.directory, self.directory / "dependencies")
-        shutil.copytree(ROOT / "deploy", self.directory / "deploy")
+        self.wheel = next(machine.glob("*.whl"))
+        self.script = str(machine / "deploy/slurm/install")
         for place in (self.home, self.table.parent):
             place.mkdir(mode=0o700)
             os.chown(place, NOBODY, NOBODY)
-        crontab = self.directory / "crontab"
-        crontab.write_text(CRONTAB.format(table=self.table))
-        crontab.chmod(0o755)
+        self.program("crontab", CRONTAB.format(table=self.table))
         self.env = {
             "HOME": str(self.home),
             "LOGNAME": "nobody",
-            "PATH": f"{self.directory}:{self.python.parent}:/usr/bin:/bin:/usr/sbin:/sbin",
+            "PATH": f"{self.directory}:{machine}/python/bin:/usr/bin:/bin:/usr/sbin:/sbin",
             "PIP_NO_INDEX": "1",
             **cluster.reach,
         }
 
+    def program(self, name: str, script: str) -> None:
+        """A stand-in on the user's PATH."""
+        path = self.directory / name
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+
     def install(self, *words: str, token: str = "") -> subprocess.CompletedProcess[str]:
-        return self.run(str(self.directory / "deploy/slurm/install"), *words, token=token)
+        return self.run(self.script, *words, token=token)
 
     def run(self, *command: str, token: str = "") -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -96,7 +99,7 @@ class Account:
         return started
 
     def processes(self, *words: str) -> list[psutil.Process]:
-        """The living processes of this user that were started from the home, with these words."""
+        """The living processes of this user that name the home, with these words."""
         found = []
         for process in psutil.process_iter(["cmdline", "uids", "status"]):
             line = process.info["cmdline"] or []
@@ -113,7 +116,7 @@ class Account:
         return sorted([*self.prefix.iterdir(), *self.prefix.glob("versions/*/*")])
 
     def manager(self) -> psutil.Process | None:
-        return next(iter(self.processes("run", "pools.toml")), None)
+        return next(iter(self.processes("run", str(self.prefix / "pools.toml"))), None)
 
     def close(self) -> None:
         while left := self.processes():
@@ -178,9 +181,24 @@ def cluster(slurm_cluster: SlurmCluster) -> Iterator[SlurmCluster]:
         slurm_cluster.clear()
 
 
+@pytest.fixture(scope="module")
+def machine() -> Iterator[Path]:
+    """What every user finds on the login node: a Python, this tree's wheel, the script."""
+    directory = Path(tempfile.mkdtemp(prefix="machine-"))
+    directory.chmod(0o755)
+    try:
+        copy_python(directory / "python")
+        copy_dependencies(directory / "dependencies")
+        make_wheel(directory, directory / "dependencies")
+        shutil.copytree(ROOT / "deploy", directory / "deploy")
+        yield directory
+    finally:
+        shutil.rmtree(directory)
+
+
 @pytest.fixture
-def account(cluster: SlurmCluster) -> Iterator[Account]:
-    made = Account(cluster)
+def account(cluster: SlurmCluster, machine: Path) -> Iterator[Account]:
+    made = Account(cluster, machine)
     try:
         yield made
     finally:
@@ -207,7 +225,7 @@ def test_a_user_without_rights_installs_drains_upgrades_and_leaves_nothing(
         begun = time.monotonic()
         login = Login(
             account,
-            *(str(account.directory / "deploy/slurm/install"), "--from", str(account.wheel)),
+            *(account.script, "--from", str(account.wheel)),
             *("--", "--non-interactive", "--server", server.url, "--min", "0", "--max", "3"),
             *("--memory-mb", "2500", "--worker-idle-seconds", "2", "--sleep-time", "0.5"),
             token=token,
@@ -241,7 +259,7 @@ def test_a_user_without_rights_installs_drains_upgrades_and_leaves_nothing(
         done = account.install("--from", str(account.wheel), "--dry-run")
         assert done.returncode == 0, done.stderr
         assert account.installed() == before
-        done = account.install("--from", str(account.directory / "no.whl"))
+        done = account.install("--from", str(account.home / "no.whl"))
         assert done.returncode == 1
         assert account.installed() == before
         kept = account.manager()
@@ -273,3 +291,37 @@ def test_a_user_without_rights_installs_drains_upgrades_and_leaves_nothing(
     assert list(account.home.iterdir()) == []
     assert account.processes() == []
     assert cluster.command("squeue", "-h", "-u", "nobody").split() == []
+
+
+@pytest.mark.skipif(not PROGRAM.exists(), reason="needs systemd's program, which need not run")
+def test_where_a_user_may_linger_systemd_keeps_the_manager(
+    server: Server, account: Account
+) -> None:
+    systemd = UserSystemd(NOBODY, account.home, account.directory)
+    account.env |= systemd.env
+    account.program("loginctl", "echo yes")
+    unit = account.home / ".config/systemd/user/worker-manager.service"
+    systemd.start()
+    try:
+        done = account.install(
+            *("--from", str(account.wheel), "--", "--non-interactive"),
+            *("--server", server.url, "--min", "0"),
+            token=server.home.token_path.read_text().strip(),
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        shown = account.run("systemctl", "--user", "show", "worker-manager", "-p", "StatusText")
+        assert shown.stdout.startswith("StatusText=keeping"), shown.stdout + shown.stderr
+        old = account.manager()
+        done = account.install("--from", str(account.wheel))
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert old is not None
+        assert not old.is_running()
+        assert account.manager() is not None
+        assert not account.table.exists()
+        done = account.install("--uninstall")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert account.manager() is None
+        assert not unit.exists()
+        assert list(account.home.rglob("*")) == [account.home / ".config"]
+    finally:
+        systemd.stop()
