@@ -234,7 +234,8 @@ class Purse:
                     return Allowance(
                         0,
                         f"{self._state(budget, whose, place, pools, expected)}: above "
-                        f"{self.soft_fraction:.0%} only the cheapest pool launches, {cheaper[0]}",
+                        f"{self.soft_fraction:.0%} only the cheapest pool launches, "
+                        f"{min(cheaper, key=lambda name: self.accounts[name].terms.price_per_hour)}",
                     )
                 # A rounding error is no reason to leave the last worker out.
                 number = max(0, floor((budget - expected) / each + 1e-9))
