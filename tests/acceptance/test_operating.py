@@ -205,3 +205,48 @@ def test_a_manager_that_is_stuck_ends_with_a_failure_and_leaves_its_workers(
     assert "stuck for " in last
     assert "list_jobs (<string>:" in last
     assert len(eventually(managers.workers)) == 1
+
+
+def test_several_pools_of_one_process_are_told_apart_in_its_metrics(managers: Managers) -> None:
+    file = managers.directory / "pools.toml"
+    file.write_text(
+        f"""
+        sleep-time = 0.1
+        metrics-port = 0
+        [budget]
+        per-day = 100.0
+        [defaults]
+        min-workers = 1
+        max-workers = 1
+        worker-executable = "{managers.stand_in()}"
+        [[pools]]
+        name = "cheap"
+        backend = "local-process"
+        price-per-hour = 0.5
+        [[pools]]
+        name = "dear"
+        backend = "local-process"
+        price-per-hour = 2.0
+        budget-per-hour = 50.0
+        """
+    )
+    manager = managers.run("run", str(file))
+    url = address(managers, manager)
+    for pool, price in (("cheap", 0.5), ("dear", 2.0)):
+        eventually(lambda pool=pool: metric(url, "worker_manager_launches_total", pool=pool) == 1)
+        eventually(
+            lambda pool=pool, price=price: (
+                metric(url, "worker_manager_cost_per_hour", pool=pool) == price
+            ),
+            "what they cost",
+        )
+        assert metric(url, "worker_manager_max_workers", pool=pool) == 1
+        assert metric(url, "worker_manager_lease_held", pool=pool) == 1
+        assert (metric(url, "worker_manager_tick_seconds_count", pool=pool) or 0) > 0
+    assert metric(url, "worker_manager_whole_budget", period="day") == 100
+    assert metric(url, "worker_manager_budget", pool="dear", period="hour") == 50
+    assert metric(url, "worker_manager_config_good") == 1
+    file.write_text("[[pools]]\nmax-workers = 'many'\n")
+    eventually(lambda: metric(url, "worker_manager_config_good") == 0, "a bad file")
+    assert get(f"{url}/healthz").status_code == 200
+    assert managers.kill(manager, signal.SIGTERM) == 0
