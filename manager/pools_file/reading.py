@@ -11,7 +11,7 @@ import re
 import stat
 import tomllib
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -85,7 +85,7 @@ class PoolsFile:
     text: str
     pools: tuple[PoolTable, ...]
     budget: Budget
-    budget_lines: Mapping[str, int] = field(default_factory=dict)
+    budget_lines: Mapping[str, int]
 
     def blamed(self, pool: PoolTable, sentence: str) -> BadPoolsFile:
         """The error for what turned out to be wrong with a pool later, at the option it names."""

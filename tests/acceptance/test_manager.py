@@ -156,7 +156,7 @@ def test_a_manager_killed_at_any_step_of_a_launch_leaves_each_worker_launched_on
 ) -> None:
     managers.stage(4)
     owner, _, name = step.partition(".")
-    options = ["local-process", "--min", "0", "--max", "3", "--sleep-time", "0.2"]
+    options = ["local-process", "--min", "0", "--max", "2", "--sleep-time", "0.2"]
     options += ["--worker-executable", str(managers.stand_in())]
     killed = subprocess.run(
         [sys.executable, "-c", KILLED_AT, owner, name, when, *options],
@@ -169,7 +169,7 @@ def test_a_manager_killed_at_any_step_of_a_launch_leaves_each_worker_launched_on
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
 
     managers.start(*options[1:7])
-    eventually(lambda: len(managers.workers()) == 3, "three workers")
+    eventually(lambda: len(managers.workers()) == 2, "two workers")
 
     def settled() -> bool:
         ledger = sqlite3.connect(managers.server.home.path / "ledger.db")
@@ -183,9 +183,9 @@ def test_a_manager_killed_at_any_step_of_a_launch_leaves_each_worker_launched_on
 
     eventually(settled, "every intent to be settled")
     workers = managers.workers()
-    assert len(workers) == 3
+    assert len(workers) == 2
     ids = [words[words.index("--id") + 1] for words in (w.cmdline() for w in workers)]
-    assert len(set(ids)) == 3
+    assert len(set(ids)) == 2
 
 
 def test_a_plan_says_what_would_be_done_and_changes_nothing(
