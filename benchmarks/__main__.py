@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import click
 
-from benchmarks import containers, contents, simulating, slurm
+from benchmarks import containers, contents, judging, managing, simulating, slurm
 from benchmarks.stand import Stand, cpu_seconds
 from bundles.model import FINAL_STATES
 
@@ -280,6 +280,45 @@ def simulated_million() -> list[Row]:
     ]  # fmt: skip
 
 
+def decision() -> list[Row]:
+    """A decision of the largest size that we hold ourselves to, of many forms."""
+    found = judging.judged()
+    slowest, memory = found.slowest_percent_seconds * 1000, found.memory_bytes / 1024**2
+    return [
+        Row(f"a decision: 10,000 staged × 5 pools × 10,000 workers, 99th percentile of "
+            f"{judging.RUNS}, processor time", f"{slowest:.0f} ms", "≤ 100 ms", slowest <= 100),
+        Row("the same, median", f"{found.median_seconds * 1000:.0f} ms", "-", True),
+        Row("memory of that process", f"{memory:.0f} MiB", "≤ 300 MB", memory <= 300),
+    ]  # fmt: skip
+
+
+def million_staged() -> list[Row]:
+    """What a tick asks a server with a million staged bundles."""
+    seconds = managing.million_staged()
+    return [
+        Row("reading a queue of 1,000,000 staged bundles, 500 shapes", f"{seconds:.2f} s",
+            "≤ 5 s", seconds <= 5),
+    ]  # fmt: skip
+
+
+def idle_memory() -> list[Row]:
+    """What an idle manager takes."""
+    memory = managing.idle_memory_bytes() / 1024**2
+    return [
+        Row("memory of an idle manager, with metrics", f"{memory:.0f} MiB", "≤ 80 MB", memory <= 76)
+    ]
+
+
+def reaction() -> list[Row]:
+    """From a bundle's upload to the request for a worker."""
+    seconds = managing.reactions_seconds()
+    median = statistics.median(seconds)
+    return [
+        Row(f"upload of a bundle → the backend was asked for a worker, median of {len(seconds)}",
+            f"{median:.2f} s", "≤ 1 s", median <= 1),
+    ]  # fmt: skip
+
+
 MEASUREMENTS: dict[str, Callable[[], list[Row]]] = {
     "help-text": help_text,
     "twenty-echoes": twenty_echoes,
@@ -295,6 +334,10 @@ MEASUREMENTS: dict[str, Callable[[], list[Row]]] = {
     "thirty-two": thirty_two,
     "idle-docker": idle_docker,
     "slurm-thousand": slurm_thousand,
+    "decision": decision,
+    "million-staged": million_staged,
+    "idle-memory": idle_memory,
+    "reaction": reaction,
     "traces": reference_traces,
     "million": simulated_million,
 }

@@ -90,6 +90,7 @@ def _manager(stand: Stand, slurm: Any) -> Manager:
     backend = Slurm(context, Options(resources))
     ledger = Ledger(stand.path / "ledger.db")
     ledger.describe(Pool("p", "slurm", stand.url, {}))
+    ledger.prove("p", time.time())  # a new pool would start with two
     queue = QueueConfig(cpus=1, gpus=0, memory_bytes=resources.memory_bytes)
     alarm = Alarm()
     keeper = PoolKeeper(

@@ -46,8 +46,8 @@ POLL_MARGIN_SECONDS = 15.0
 """How much later than ``wait_seconds`` a long poll may be answered before it counts as lost."""
 TOKEN_MARGIN_SECONDS = 300.0
 """A bearer token is renewed this long before it expires."""
-LEASE_TIMEOUT_SECONDS = 3.0
-"""A renewal that took longer would come too late for the next try."""
+LEASE_TIMEOUT_SECONDS = 5.0
+"""A renewal that takes longer is tried again: a lease does not wait."""
 PAGE_SIZE = 1000
 
 

@@ -290,21 +290,27 @@ class PoolKeeper:
 
     def _record_failures(self, ended: Sequence[Job]) -> None:
         """Say what ended without having done anything, and keep the last words of some."""
-        failed: list[tuple[Job, Failure]] = []
+        failed: list[tuple[Launch, Failure]] = []
         for job in ended:
             launch = self.ledger.launch(job.key) if job.key is not None else None
             found = failure(launch) if launch is not None else None
-            if found is not None:
-                failed.append((job, found))
+            if launch is not None and found is not None:
+                failed.append((launch, found))
         for witness in self.witnesses:
             witness.workers_failed([found.cause for _, found in failed])
-        for job, found in [pair for pair in failed if pair[1].is_wasted][:OUTPUTS_KEPT]:
-            assert job.key is not None
-            words = self._last_words(job.id)
-            self.ledger.record_last_words(job.key, words)
+        # Of those that were given up the words are kept already.
+        silent = [
+            (launch, found)
+            for launch, found in failed
+            if found.is_wasted and launch.given_up is None and launch.job_id is not None
+        ]
+        for launch, found in silent[:OUTPUTS_KEPT]:
+            assert launch.job_id is not None
+            words = self._last_words(launch.job_id)
+            self.ledger.record_last_words(launch.key, words)
             if words:
                 last = words.rsplit("\n", 1)[-1]
-                log.warning("%s: %s; its last words: %s", job.key, found.cause, last)
+                log.warning("%s: %s; its last words: %s", launch.key, found.cause, last)
 
     def _last_words(self, job_id: str) -> str:
         """The end of a worker's output; "" when it cannot be had, which stops nothing."""

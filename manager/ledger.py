@@ -499,14 +499,14 @@ class Ledger:
     def living(self, pool: str) -> dict[str, float | None]:
         """The keys of what may still cost something, open intents included, and when each job
         started, None: it has not yet."""
+        # One who only reads may meet a ledger of an earlier version.
+        started = "started" if self._version() >= 3 else "NULL"
         rows = self._rows(
-            "SELECT * FROM launch WHERE pool = ? AND ended IS NULL "
+            f"SELECT key, {started} FROM launch WHERE pool = ? AND ended IS NULL "
             "AND (outcome IS NULL OR outcome = 'launched')",
             (pool,),
         )
-        # One who only reads may meet a ledger of an earlier version.
-        has_starts = bool(rows) and "started" in rows[0].keys()  # noqa: SIM118 (a row's values)
-        return {row["key"]: row["started"] if has_starts else None for row in rows}
+        return {key: when for key, when in rows}  # noqa: C416 (dict() takes a row for a mapping)
 
     def ended_since(self, pool: str, when: float) -> list[Launch]:
         """The launches of a pool that ended since ``when``, the oldest end first."""

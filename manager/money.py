@@ -219,12 +219,10 @@ class Purse:
         account = self.accounts[pool]
         if account.terms.price_per_hour <= 0:
             return Allowance()
-        cheaper = [
-            rival
-            for rival in rivals
-            if self.accounts[rival].terms.price_per_hour < account.terms.price_per_hour
-            and self.allowance(rival, launched).affordable != 0
-        ]
+        cheaper = self._cheapest(
+            [rival for rival in rivals if self.allowance(rival, launched).affordable != 0],
+            than=account.terms.price_per_hour,
+        )
         found = Allowance()
         for place in windows(self.now):
             each = account.cost(place, self.now, 1)
@@ -234,7 +232,7 @@ class Purse:
                     return Allowance(
                         0,
                         f"{self._state(budget, whose, place, pools, expected)}: above "
-                        f"{self.soft_fraction:.0%} only the cheapest pool launches, {cheaper[0]}",
+                        f"{self.soft_fraction:.0%} only the cheapest pool launches, {cheaper}",
                     )
                 # A rounding error is no reason to leave the last worker out.
                 number = max(0, floor((budget - expected) / each + 1e-9))
@@ -242,6 +240,12 @@ class Purse:
                     state = self._state(budget, whose, place, pools, expected)
                     found = Allowance(number, f"{state}: {count(number, 'more worker')}")
         return found
+
+    def _cheapest(self, pools: Iterable[str], than: float) -> str | None:
+        """Of the pools that cost less, the one that costs least."""
+        prices = {self.accounts[pool].terms.price_per_hour: pool for pool in pools}
+        least = min(prices, default=than)
+        return prices[least] if least < than else None
 
     def _budgets(self, pool: str, place: Window) -> Iterable[tuple[float, str, Collection[str]]]:
         """The budgets of a window that the pool has to keep: how much, whose, of which pools."""

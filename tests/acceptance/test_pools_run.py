@@ -163,3 +163,14 @@ def test_once_looks_and_acts_and_ends(managers: Managers, file: PoolsFile) -> No
     done = managers.command("run", str(file.path), "--once")
     assert done.returncode == 0, done.stderr
     assert workers(managers) == {"one": 1, "two": 1}
+
+
+def test_the_budget_of_all_pools_holds_launches_back(managers: Managers, file: PoolsFile) -> None:
+    file.write("[budget]\nper-hour = 1", "price-per-hour = 10", one=1, two=1)
+    managers.stage(2)
+    plan = managers.json("plan", str(file.path), "-o", "json")
+    assert plan["launch"] == {"one": 0, "two": 0}
+    done = managers.command("run", str(file.path), "--once")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("of 1.00 spent this hour") == 2
+    assert workers(managers) == {}

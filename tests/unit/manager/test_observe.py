@@ -235,6 +235,22 @@ def test_room_that_bundles_do_not_take_up_does_not_keep_them_waiting(make: Make)
     assert observer.observe(None, NOW + UNTAKEN_SECONDS).snapshot.free
 
 
+def test_a_worker_that_has_just_come_settles_for_one_look_and_then_its_room_counts(
+    make: Make,
+) -> None:
+    server, backend = FakeServer(), FakeBackend()
+    job = backend.add(JobState.ACTIVE, age_seconds=30.0)
+    server.stage()
+    observer = make(server, backend)
+    assert observer.observe(None, NOW).snapshot.pending == 1
+    server.workers = [job.worker_id]
+    server.offers = {job.worker_id: OFFER}
+    came = observer.observe(None, NOW).snapshot
+    assert (came.pending, came.active, came.settling, came.free) == (0, 1, 1, {})
+    after = observer.observe(None, NOW).snapshot
+    assert (after.active, after.settling, sum(after.free.values())) == (1, 0, 1)
+
+
 def test_jobs_that_wait_may_be_withdrawn_newest_first_and_none_that_is_ending(make: Make) -> None:
     backend = FakeBackend()
     old, new, ending = (backend.add(JobState.PENDING, age_seconds=age) for age in (9.0, 5.0, 1.0))

@@ -29,6 +29,13 @@ def wanted(low: int, high: int, interval: float = 0.0) -> PoolConfig:
     return PoolConfig(SHAPE, low, high, interval)
 
 
+def test_bundles_seen_beside_workers_that_have_just_come_may_be_theirs_already() -> None:
+    decision = decide(seen(3, 0, 0, 3, settling=2), wanted(0, 9), NOW)
+    assert decision.launch == 1
+    assert decide(seen(2, 0, 1, 3, settling=2), wanted(0, 9), NOW).launch == 0
+    assert surplus(seen(2, 0, 2, 2, settling=2), wanted(0, 9)) == 0, "nor are those withdrawn"
+
+
 def codalab_wants_one(
     *,
     staged: int,

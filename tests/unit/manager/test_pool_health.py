@@ -87,6 +87,10 @@ def test_a_worker_that_never_registers_is_ended_counted_and_its_words_kept(
     assert "its last words: no route to host; token …" in caplog.text
     assert health(stand).failures == {Cause.NEVER_REGISTERED: 1}
     assert stand.backend.asked_to_end == [job.id]
+    stand.backend.outputs[job.id] += "Terminated"
+    end_all(stand, 143, EndCause.KILLED_BY_US)
+    manager.tick()
+    assert launches(stand)[0].last_words == "starting\nno route to host; token …", "not its end"
     stand.backend.pass_away()
     stand.now += HOLDS_BEFORE_QUARANTINE_SECONDS[0]
     assert manager.tick().launch == 1
