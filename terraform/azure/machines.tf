@@ -17,7 +17,7 @@ resource "azurerm_batch_account" "this" {
   location            = var.location
   # Keys would open everything to whoever has them, and be in the state.
   allowed_authentication_modes = ["AAD"]
-  # Spot machines are of the subscription's quota, on-demand ones of the account's.
+  # There are spot machines in the subscription's own quota alone, where on-demand ones then are, too.
   pool_allocation_mode = local.spot ? "UserSubscription" : "BatchService"
   tags                 = local.tags
 

@@ -35,7 +35,11 @@ output "credentials_secret" {
 
 output "manager_log" {
   description = "Where what the manager prints is: a filter of Cloud Logging."
-  value       = "logName=\"projects/${var.project}/logs/cos_containers\""
+  value = join(" AND ", [
+    "logName=\"projects/${var.project}/logs/cos_containers\"",
+    "jsonPayload.\"cos.googleapis.com/container_name\"=\"worker-manager\"",
+    "jsonPayload._HOSTNAME=~\"^${var.name}-manager-\"",
+  ])
 }
 
 output "worker_log" {

@@ -6,10 +6,15 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+
+import click
+
+from manager.options import pool_options
 
 SOURCE = Path(__file__).parents[2] / "terraform"
 SECONDS = 280.0
@@ -80,3 +85,9 @@ class TerraformModule:
             name: output["value"]
             for name, output in json.loads(self.run("output", "-json")).items()
         }
+
+
+def settings(backend: ModuleType, options: Sequence[str]) -> dict[str, Any]:
+    """What the command of a backend makes of its options. Raises click.UsageError."""
+    command = click.Command("manager", params=[*pool_options(), *backend.options()])
+    return command.make_context("manager", list(options)).params

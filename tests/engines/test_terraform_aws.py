@@ -16,19 +16,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 from containers import eventually
 from docker_engine import DockerEngine
 from managing import Managers
 from moto_server import REGION, MotoServer
 from serving import Server
-from terraform_module import TerraformModule, with_moto
+from terraform_module import TerraformModule, settings, with_moto
 from worker_image import WorkerImage
 
 from backends import aws_batch
 from backends.base import Context, JobState
-from manager.options import pool_options
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -252,12 +250,11 @@ def _ignoring(forgotten: dict[str, str]) -> str:
 
 
 def _backend(server: Server, owner: str, options: list[str]) -> Any:
-    command = click.Command("aws-batch", params=[*pool_options(), *aws_batch.options()])
-    settings = command.make_context("aws-batch", list(options)).params
+    given = settings(aws_batch, options)
     context = Context(
-        directory=server.home.path / "jobs" / settings["pool"],
+        directory=server.home.path / "jobs" / given["pool"],
         owner=owner,
-        pool=settings["pool"],
+        pool=given["pool"],
         environment=dict(os.environ),
     )
-    return aws_batch.create(context, settings)
+    return aws_batch.create(context, given)

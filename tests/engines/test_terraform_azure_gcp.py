@@ -6,6 +6,7 @@ modules' own tests. What a machine is told is then run, as far as it can be here
 from __future__ import annotations
 
 import base64
+import importlib
 import json
 import os
 import subprocess
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
-from terraform_module import SOURCE, TerraformModule, with_schemas
+from terraform_module import SOURCE, TerraformModule, settings, with_schemas
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -82,7 +83,7 @@ def test_a_module_is_applied_changes_nothing_when_applied_again_and_runs_its_man
     module = TerraformModule(tmp_path, f"{cloud}/examples/minimal", runner)
     if cloud == "azure":
         (module.directory / "../../override.tf").write_text(WHO_WE_ARE)
-    words = json.dumps(["--worker-tag", AWKWARD]).replace("${", "$${")
+    words = json.dumps(["--worker-group", AWKWARD]).replace("${", "$${")
     (module.directory / "override.tf").write_text(
         f'module "worker_manager" {{\n  manager_options = {words}\n}}\n'
     )
@@ -95,7 +96,8 @@ def test_a_module_is_applied_changes_nothing_when_applied_again_and_runs_its_man
     outputs = module.outputs()["worker_manager"]
     arguments, token = _run_as_the_machine_would(_cloud_config(module), tmp_path)
     assert arguments == [f"{cloud}-batch", *outputs["manager_options"]]
-    assert arguments[-2:] == ["--worker-tag", AWKWARD]
+    given = settings(importlib.import_module(f"backends.{cloud}_batch"), arguments[1:])
+    assert (given["worker_group"], given["metrics_port"]) == (AWKWARD, 9465)
     assert token == "secret"
     assert (tmp_path / "home" / "owner").read_text().strip() == outputs["owner"]
 
