@@ -166,7 +166,6 @@ class Book:
 
     def enter(self, since: float, until: float) -> None:
         """One has ended that is charged from then to then."""
-        until = max(until, since + MINIMUM_SECONDS)
         for place in self._seconds:
             self._seconds[place] += place.overlap(since, until)
         self._stays_seconds.append(until - since)

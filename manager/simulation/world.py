@@ -219,9 +219,9 @@ class _World:
         price = self._scenario.pools[index].price_per_hour / 3600
         for worker in ended[self._booked[index] :]:
             if worker.started is not None and worker.ended is not None:
-                self._books[index].enter(worker.started, worker.ended)
-                seconds = max(worker.ended - worker.started, MINIMUM_SECONDS)
-                self._cost[index] += seconds * price
+                until = max(worker.ended, worker.started + MINIMUM_SECONDS)
+                self._books[index].enter(worker.started, until)
+                self._cost[index] += (until - worker.started) * price
         self._booked[index] = len(ended)
 
     # Looking on

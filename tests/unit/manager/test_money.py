@@ -61,6 +61,11 @@ def test_an_hours_budget_also_holds_in_the_next_hour_where_the_workers_run_on() 
     assert purse(account(1.0), budget=Budget(per_hour=10.0)).allowance("campus").affordable == 10
 
 
+def test_an_hours_budget_does_not_hope_that_workers_leave_soon() -> None:
+    lately = account(1.0, stay_seconds=60)
+    assert purse(lately, budget=Budget(per_hour=10.0)).allowance("campus").affordable == 10
+
+
 def test_what_lives_and_what_was_spent_is_taken_off() -> None:
     spent = {HOUR: 6.0}
     found = purse(account(1.0, living=2, spent=spent), budget=Budget(per_hour=10.0))
