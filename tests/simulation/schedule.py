@@ -60,7 +60,7 @@ class Schedule:
         self.timeline = Timeline()
         self.faults = Faults(chance, self.timeline)
         ledger.begin(self.timeline, self.faults)
-        self.is_plain = chance.random() < 0.3
+        self.is_plain = chance.random() < 0.4
         """Every bundle takes a worker, and there is no minimum: then it is known how many workers
         there should be at any moment."""
         self.shows_workers = self.is_plain or chance.random() < 0.9
@@ -79,7 +79,7 @@ class Schedule:
         )
         self.stand = Stand(ledger, self.timeline, self.faults, self.server)
         self.ledger = ledger
-        names = "abc"[: chance.choice((1, 1, 2, 2, 3))]
+        names = "abc"[: chance.choice((1, 2, 3) if self.is_plain else (1, 1, 1, 2, 2, 3))]
         self.sick = chance.choice(names) if chance.random() < 0.2 else ""
         """A pool none of whose workers can work, until there is calm."""
         self.services = {
@@ -118,7 +118,7 @@ class Schedule:
         self._stage(chance.randint(1, 6))
         self.faults.level = chance.choice((0.05, 0.2, 0.5))
         self.faults.slowness = chance.choice((0.0, 0.0, 0.05))
-        for _ in range(chance.randint(3, 7)):
+        for _ in range(chance.randint(3, 6)):
             self._step()
         self._calm()
         return self.account
@@ -130,12 +130,12 @@ class Schedule:
         what = chance.random()
         if what < 0.15:
             self._stage(chance.randint(1, 4))
-        elif what < 0.3:
+        elif what < 0.4:
             share = 1.0 if self.is_priced else 0.8  # one that is not kept costs what it likes
             names = [name for name in self.services if chance.random() < share]
             chance.shuffle(names)
             self._configure(names)
-        elif what < 0.4:
+        elif what < 0.5:
             living = [
                 job
                 for name, service in self.services.items()
@@ -155,7 +155,7 @@ class Schedule:
         largest = max(service.cpus for service in self.services.values())
         for _ in range(number):
             cpus = self.chance.randint(1, largest)
-            self.server.stage(cpus, self.chance.choice((1.0, 20.0, 90.0)))
+            self.server.stage(cpus, self.chance.choice((1.0, 20.0, 120.0)))
         self.account.bundles += number
 
     def _configure(self, names: list[str]) -> None:
@@ -163,7 +163,7 @@ class Schedule:
         chance = self.chance
         self.plans = {}
         for name in names:
-            high = chance.randint(1, 5)
+            high = chance.choice((1, 1, 2, 3, 5))
             self.plans[name] = PoolPlan(
                 0 if self.is_plain else chance.choice((0, 0, 1, high)),
                 high,
@@ -209,7 +209,7 @@ class Schedule:
             return Fate(starts, None, 1.0, chance.choice((1, 2, 3, 4, 5, 9, 10, 127, 137)), ending)
         if ill < 0.2:
             return Fate(starts, registers, chance.uniform(1.0, 300.0), None, ending)
-        return Fate(starts, registers, None, None, ending, chance.random() < 0.1)
+        return Fate(starts, registers, None, None, ending, chance.random() < 0.2)
 
     def _tick(self) -> None:
         self.account.ticks += 1
@@ -234,6 +234,8 @@ class Schedule:
         self.account.launches += 1
         if job.key.pool == self.sick and self.faults.level:
             self._waste(job)
+        if self.is_priced:
+            self._check_budgets()
         if self.is_plain:
             coming, needed = self._coming(), self.server.shown_staged
         elif self.shows_workers:
@@ -242,6 +244,27 @@ class Schedule:
             return  # a worker that is just starting is taken for one that has come
         if coming > needed:
             raise Violation(f"{job.key} makes {coming} on their way, {needed} are needed")
+
+    def listed(self) -> None:
+        if self.stand.lease is not None:
+            self.stand.lease.may_be_lost()
+
+    def _check_budgets(self) -> None:
+        """Nobody's hour may cost more than is budgeted, this one nor the next, if every worker
+        stays."""
+        now = self.timeline.now
+        hour = now // 3600 * 3600
+        spent: dict[str, float] = {}
+        staying: dict[str, float] = {}
+        for name, service in self.services.items():
+            price = self.terms[name].price_per_hour / 3600
+            living = len(service.living())
+            spent[name] = price * living * (hour + 3600 - now)
+            spent[name] += price * sum(_seconds(job, hour, now) for job in service.jobs.values())
+            staying[name] = price * living * 3600
+            _check_budget(name, max(spent[name], staying[name]), self.terms[name].budget)
+        together = max(sum(spent.values()), sum(staying.values()))
+        _check_budget("the set", together, self.stand.budget)
 
     def _waste(self, job: ServiceJob) -> None:
         """Of a pool whose workers do nothing only so many are launched, and then probes."""
@@ -320,35 +343,12 @@ class Schedule:
             self._tick()
             wrong = self._wrong()
             if not wrong:
-                self._check_costs()
                 return
             # What was launched is looked at before it can have come and gone.
             is_new = self.account.launches > launches
             pause = STEP_SECONDS if is_new else min(2 * pause, LONGEST_CALM_SECONDS)
             self.timeline.advance(pause)
         raise Violation(f"in the end: {wrong}")
-
-    def _check_costs(self) -> None:
-        """No hour has cost more than its budgets allow."""
-        if not self.is_priced:
-            return
-        together: Counter[float] = Counter()
-        for name, service in self.services.items():
-            terms = self.terms[name]
-            alone: Counter[float] = Counter()
-            for job in service.jobs.values():
-                if job.started is None:
-                    continue
-                ended = self.timeline.now if job.ended is None else job.ended
-                until = max(ended, job.started + MINIMUM_SECONDS)
-                hour = job.started // 3600 * 3600.0
-                while hour < until:
-                    seconds = min(until, hour + 3600) - max(job.started, hour)
-                    alone[hour] += seconds / 3600 * terms.price_per_hour
-                    hour += 3600
-            _check_budget(name, alone, terms.budget)
-            together.update(alone)
-        _check_budget("the set", together, self.stand.budget)
 
     def _wrong(self) -> str:
         """What has not come right yet, "" when all has."""
@@ -368,7 +368,14 @@ class Schedule:
         return ""
 
 
-def _check_budget(whose: str, spent: Counter[float], budget: Budget) -> None:
-    for hour, amount in spent.items():
-        if budget.per_hour is not None and amount > budget.per_hour * (1 + 1e-9):
-            raise Violation(f"{whose} spent {amount} of {budget.per_hour} in the hour of {hour}")
+def _seconds(job: ServiceJob, hour: float, now: float) -> float:
+    """How much of an hour that has begun a job has cost."""
+    if job.started is None:
+        return 0.0
+    ended = now if job.ended is None else max(job.ended, job.started + MINIMUM_SECONDS)
+    return max(0.0, ended - max(job.started, hour))
+
+
+def _check_budget(whose: str, amount: float, budget: Budget) -> None:
+    if budget.per_hour is not None and amount > budget.per_hour * (1 + 1e-9):
+        raise Violation(f"{whose} may spend {amount} of {budget.per_hour} in an hour")

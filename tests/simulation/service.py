@@ -88,6 +88,9 @@ class Police(Protocol):
     def asked(self) -> None:
         """Something is to be launched or ended."""
 
+    def listed(self) -> None:
+        """The jobs were listed."""
+
     def accepted(self, job: ServiceJob) -> None:
         """A job was launched."""
 
@@ -199,6 +202,7 @@ class Service:
         self._shown_pending = {job.id for job in shown if job.state is JobState.PENDING}
         self._faults.point()
         self._is_listed = True
+        self._police.listed()
         self._timeline.tell(self.pool, "lists", *(f"{job.key} {job.state}" for job in shown))
         return shown
 

@@ -151,10 +151,14 @@ class SimulatedLease(Lease):
         """Whether it is, with nobody looking."""
         return self._is_ours
 
-    @property
-    def is_held(self) -> bool:
+    def may_be_lost(self) -> None:
+        """Time has passed."""
         if self._is_ours and self._faults.strike("lease", ("lost",)):
             self._is_ours = False
+
+    @property
+    def is_held(self) -> bool:
+        self.may_be_lost()
         return self._is_ours
 
     def take(self) -> None:

@@ -15,6 +15,7 @@ from manager.alarm import Alarm
 from manager.keeper import PoolKeeper
 from manager.listing import Listed
 from manager.loop import Manager
+from manager.money import Account
 from manager.observe import Observation, Observer
 from manager.policy import Decision, PoolConfig
 from manager.quiet import QuietList
@@ -24,7 +25,7 @@ from simulation import stand
 from simulation.campaign import schedule_of
 from simulation.faults import Violation
 from simulation.service import Service
-from simulation.stand import OneByOne, SimulatedLedger
+from simulation.stand import OneByOne, SimulatedLease, SimulatedLedger
 
 SCHEDULES = 3000
 """A mutant that lives so long is not found."""
@@ -71,7 +72,9 @@ def writes_the_intent_after_the_call(patch: Patch) -> None:
     """As far as a kill in between can tell: the intent is gone when its call is."""
     launch = Service.launch
 
-    def launch_first(self: Service, requests: Sequence[LaunchRequest]) -> list[LaunchResult]:
+    def launch_first(
+        self: Service, requests: Sequence[LaunchRequest], *, dry_run: bool = False
+    ) -> list[LaunchResult]:
         ledger = LEDGERS[-1]
         try:
             return launch(self, requests)
@@ -92,7 +95,9 @@ def takes_a_lost_answer_for_a_refusal(patch: Patch) -> None:
 def launches_again_when_the_answer_was_lost(patch: Patch) -> None:
     launch = Service.launch
 
-    def twice(self: Service, requests: Sequence[LaunchRequest]) -> list[LaunchResult]:
+    def twice(
+        self: Service, requests: Sequence[LaunchRequest], *, dry_run: bool = False
+    ) -> list[LaunchResult]:
         results = launch(self, requests)
         if any(isinstance(result, BackendError) for result in results):
             return launch(self, requests)
@@ -227,6 +232,45 @@ def _reconcile_with(unsettled: Callable[..., list[Any]]) -> Callable[..., None]:
             reconcile(self, observation)
 
     return changed
+
+
+@mutant
+def launches_without_its_lease(patch: Patch) -> None:
+    patch.setattr(stand, "LeasedBackend", lambda backend, lease: backend)
+    patch.setattr(SimulatedLease, "fence", lambda self, pool: 1)
+
+
+@mutant
+def spends_what_it_likes(patch: Patch) -> None:
+    decided_otherwise(patch, lambda snapshot: replace(snapshot, affordable=None))
+
+
+@mutant
+def takes_workers_for_free_until_they_end(patch: Patch) -> None:
+    cost = Account.forecast
+    patch.setattr(
+        Account, "forecast", lambda self, place, now: cost(replace(self, living=0), place, now)
+    )
+
+
+@mutant
+def launches_for_ever_where_no_worker_works(patch: Patch) -> None:
+    decided_otherwise(
+        patch,
+        lambda snapshot: replace(
+            snapshot, held_until=0.0, is_on_probation=False, is_quarantined=False, trial=None
+        ),
+    )
+
+
+@mutant
+def lets_workers_that_never_register_live(patch: Patch) -> None:
+    decided_otherwise(patch, lambda snapshot: replace(snapshot, unregistered=()))
+
+
+@mutant
+def asks_once_to_end(patch: Patch) -> None:
+    patch.setattr(PoolKeeper, "_reluctant", lambda self, observation: [])
 
 
 LEDGERS: list[SimulatedLedger] = []
