@@ -17,6 +17,7 @@ MAX_BYTES = 4 * 1024**2
 KEPT_FILES = 3
 HEARTBEAT_SECONDS = 300.0
 _TAIL_BYTES = 64 * 1024
+_LONGER = 8
 
 
 class Journal:
@@ -95,21 +96,31 @@ class Journal:
 def last_entry(path: Path) -> dict[str, Any] | None:
     """The newest whole line of a journal; None when there is none. Raises OSError."""
     for candidate in (path, path.with_name(f"{path.name}.1")):
-        try:
-            with candidate.open("rb") as file:
-                size = file.seek(0, 2)
-                file.seek(max(0, size - _TAIL_BYTES))
-                lines = file.read().split(b"\n")
-        except FileNotFoundError:
-            continue
-        # The first piece may be the end of a line, the last one the beginning of one.
-        for line in reversed(lines[1:] if size > _TAIL_BYTES else lines):
+        tail_bytes, size = _TAIL_BYTES, _TAIL_BYTES + 1
+        while size > tail_bytes // _LONGER:  # a line of a large pool may be longer than the tail
             try:
-                entry = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(entry, dict):
+                with candidate.open("rb") as file:
+                    size = file.seek(0, 2)
+                    file.seek(max(0, size - tail_bytes))
+                    lines = file.read().split(b"\n")
+            except FileNotFoundError:
+                break
+            # The first piece may be the end of a line, the last one the beginning of one.
+            entry = _last_object(lines[1:] if size > tail_bytes else lines)
+            if entry is not None:
                 return entry
+            tail_bytes *= _LONGER
+    return None
+
+
+def _last_object(lines: Sequence[bytes]) -> dict[str, Any] | None:
+    for line in reversed(lines):
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict):
+            return entry
     return None
 
 

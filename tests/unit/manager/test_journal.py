@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from manager.journal import HEARTBEAT_SECONDS, KEPT_FILES, Journal, last_entry
 
 IDLE = {"staged": 0}
@@ -79,3 +81,16 @@ def test_half_a_line_of_a_manager_that_was_killed_costs_no_other_line(tmp_path: 
 
 def test_there_is_no_last_entry_before_the_first(tmp_path: Path) -> None:
     assert last_entry(tmp_path / "p.jsonl") is None
+
+
+@pytest.mark.parametrize("length", [10, 100_000, 3_000_000])
+def test_the_last_entry_is_found_however_long_it_is(tmp_path: Path, length: int) -> None:
+    path = tmp_path / "p.jsonl"
+    journal = Journal(path, "p")
+    journal.write(1.0, {"jobs": "x" * 10}, {"launch": 0})
+    journal.write(2.0, {"jobs": "x" * length}, {"launch": 0}, error="another")
+    with path.open("a") as file:
+        file.write('{"half')
+    entry = last_entry(path)
+    assert entry is not None
+    assert entry["time"] == 2.0
