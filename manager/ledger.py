@@ -233,6 +233,7 @@ class Ledger:
         self._clock = clock
         self._database = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
         self._database.row_factory = sqlite3.Row
+        self._refuse_later_version()  # before anything is changed
         # Not WAL: homes often are on NFS, where hosts would not see each other's. A file that has
         # been in that mode leaves it once nobody else has it open.
         with suppress(sqlite3.OperationalError):
@@ -272,13 +273,17 @@ class Ledger:
         with closing(self._database.execute("PRAGMA user_version")) as cursor:
             return int(cursor.fetchone()[0])
 
+    def _refuse_later_version(self) -> None:
+        version = self._version()
+        if version > SCHEMA_VERSION:
+            raise sqlite3.DatabaseError(
+                f"the ledger is of a later version ({version}) than this program"
+            )
+
     def _migrate(self) -> None:
         with self._transaction():
+            self._refuse_later_version()
             version = self._version()
-            if version > SCHEMA_VERSION:
-                raise sqlite3.DatabaseError(
-                    f"the ledger is of a later version ({version}) than this program"
-                )
             if version == 0:
                 for statement in _SCHEMA.split(";\n"):
                     if statement.strip():

@@ -188,7 +188,8 @@ def _adjusted(seen: Snapshot, config: PoolConfig, more: int, last_launch: float 
 def summarize(
     entries: list[Entry], ticks: list[Tick], price_per_hour: float | None = None
 ) -> Summary:
-    """Both sides in numbers; ``price_per_hour``: of a worker. No tick stands for longer than a journal may be silent."""
+    """Both sides in numbers; ``price_per_hour``: of a worker. No tick stands for longer than a
+    journal may be silent."""
     lengths = [
         max(0.0, min(after.time - tick.time, HEARTBEAT_SECONDS)) for tick, after in pairwise(ticks)
     ]

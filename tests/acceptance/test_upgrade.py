@@ -30,7 +30,7 @@ def make_home(version: str, home: Path) -> None:
     digest = hashlib.sha256(TOKEN.encode()).hexdigest()
     for name, script in (("ledger.db", "ledger.sql"), ("bundles.sqlite", "bundles.sql")):
         text = (left / script).read_text()
-        text = re.sub(r"(INSERT INTO \"token\" VALUES\(')\w+(','0','home')", rf"\g<1>{digest}\2", text)
+        text = re.sub(r"'\w+'(,'0','home',NULL\))", rf"'{digest}'\1", text)
         database = sqlite3.connect(home / name)
         database.execute("PRAGMA journal_mode = WAL")
         database.executescript(text)
