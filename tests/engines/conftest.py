@@ -12,7 +12,7 @@ from podman_engine import PodmanEngine
 from postgresql_engine import PostgreSQL
 from serving import Server
 from slurm_cluster import SlurmCluster
-from worker_image import WorkerImage
+from worker_image import EXTRAS, WorkerImage
 
 USERS = tuple(f"user-{number}" for number in range(1, 31))
 
@@ -37,6 +37,14 @@ def worker_image(
     image = WorkerImage(docker_engine)
     image.build(tmp_path_factory.mktemp("worker-image"))
     return image
+
+
+@pytest.fixture(scope="session")
+def manager_image(worker_image: WorkerImage) -> str:
+    """The manager's image of deploy/Dockerfile, in the same engine; its reference."""
+    reference = "localhost/worker-manager:1"
+    worker_image.build_target("manager", reference, "--build-arg", f"EXTRAS={EXTRAS}")
+    return reference
 
 
 @pytest.fixture(scope="session")

@@ -31,6 +31,8 @@ BASE = "localhost/python:1"
 REFERENCE = "localhost/bundle-worker:1"
 ROOT = Path(__file__).resolve().parents[2]
 BUILD_SECONDS = 300.0
+EXTRAS = "docker,postgresql"
+"""Of the manager's image; the worker's has the first of them."""
 
 BUILD_TOOLS = ("chown",)
 """What the steps of the Dockerfile call, besides Python and those."""
@@ -43,19 +45,24 @@ class WorkerImage:
 
     def __init__(self, engine: DockerEngine) -> None:
         self.engine = engine
+        self._context = Path()
 
     def build(self, directory: Path) -> None:
         """``directory``: empty, for what the image is made of."""
         base = host_files.archive((*TOOLS, *BUILD_TOOLS), with_python=True)
         self.engine.command("import", "-", BASE, content=base)
-        context = directory / "context"
-        _copy_sources(context)
-        _gather_wheels(context / "wheels")
+        self._context = directory / "context"
+        _copy_sources(self._context)
+        _gather_wheels(self._context / "wheels")
+        self.build_target("worker", self.reference)
+
+    def build_target(self, target: str, reference: str, *options: str) -> None:
+        """Another image of the same Dockerfile, on the layers of this one."""
         subprocess.run(
             [
-                *("docker", "build", "--network", "none", "--tag", self.reference),
-                *("--build-arg", f"BASE={BASE}", "--build-arg", "PIP_NO_INDEX=1"),
-                *("--file", str(context / "deploy" / "Dockerfile"), str(context)),
+                *("docker", "build", "--network", "none", "--target", target, "--tag", reference),
+                *("--build-arg", f"BASE={BASE}", "--build-arg", "PIP_NO_INDEX=1", *options),
+                *("--file", str(self._context / "deploy" / "Dockerfile"), str(self._context)),
             ],
             # BuildKit is a program of its own, which not every machine has.
             env=os.environ | self.engine.env | {"DOCKER_BUILDKIT": "0"},
@@ -122,12 +129,12 @@ def _copy_sources(context: Path) -> None:
 
 
 def _gather_wheels(directory: Path) -> None:
-    """Everything that `pip install '.[docker]'` needs, this package's own build included."""
+    """Everything that `pip install` of this package with ``EXTRAS`` needs, its own build included."""
     subprocess.run(
         [
             *(sys.executable, "-m", "pip", "download", "--quiet", "--dest", str(directory)),
             *("--only-binary", ":all:", "--constraint", str(ROOT / "constraints.txt")),
-            *(f"{ROOT}[docker]", "setuptools"),
+            *(f"{ROOT}[{EXTRAS}]", "setuptools"),
         ],
         timeout=BUILD_SECONDS,
         check=True,
