@@ -86,7 +86,7 @@ def test_the_demo_tells_what_happens_in_plain_lines_where_there_is_no_terminal(
     )
     assert done.returncode == 0, done.stderr
     assert "\x1b" not in done.stdout
-    assert "decided: launch 3" in done.stdout
+    assert "decided: launch 2" in done.stdout
     assert "20: 18 ready, 2 failed" in done.stdout
     assert "  self " in done.stdout
     assert "everything went as it must" in done.stdout
