@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,28 +41,17 @@ def engine(docker_engine: DockerEngine) -> Iterator[DockerEngine]:
 
 
 @contextmanager
-def manager(server: Server, engine: DockerEngine) -> Iterator[None]:
-    log = server.directory / "manager.log"
-    with log.open("ab") as output:
-        process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "manager", "local-docker", "--image", TAG),
-                *("--min", "0", "--max", "20", "--sleep-time", "0.3"),
-            ],
-            env=server.env | engine.env,
-            cwd=server.directory,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-        )
+def manager(server: Server, engine: DockerEngine) -> Iterator[Managers]:
+    server.env |= engine.env
+    managers = Managers(server)
+    options = ("--image", TAG, "--min", "0", "--max", "20", "--sleep-time", "0.3")
+    process = managers.run("local-docker", *options)
     try:
-        eventually(lambda: "keeping" in log.read_text(), "the manager to begin")
-        yield
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=30) == 0, log.read_text()
+        eventually(lambda: "keeping" in managers.log(process), "the manager to begin")
+        yield managers
+        assert managers.kill(process, signal.SIGTERM) == 0, managers.log(process)
     finally:
-        process.kill()
-        process.wait()
+        managers.close()
 
 
 def launches(server: Server) -> list[Launch]:
@@ -86,8 +73,7 @@ def held(server: Server) -> str:
 def test_an_image_that_is_gone_wastes_nothing_and_is_named(
     server: Server, engine: DockerEngine
 ) -> None:
-    managers = Managers(server)
-    with manager(server, engine):
+    with manager(server, engine) as managers:
         engine.command("rmi", TAG)
         managers.stage(20)
         why = eventually(lambda: held(server), "the hold")
@@ -100,8 +86,7 @@ def test_an_image_that_is_gone_wastes_nothing_and_is_named(
 def test_an_image_without_a_worker_wastes_three_containers_at_most(
     server: Server, engine: DockerEngine
 ) -> None:
-    managers = Managers(server)
-    with manager(server, engine):
+    with manager(server, engine) as managers:
         managers.stage(20)
         eventually(lambda: held(server), "the hold")
     assert len(launches(server)) <= WASTED_ALLOWED
