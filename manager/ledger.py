@@ -231,6 +231,7 @@ class Ledger:
 
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
+        self._running: dict[str, dict[sqlite3.Row, Launch]] = {}
         self._database = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
         self._database.row_factory = sqlite3.Row
         self._refuse_later_version()  # before anything is changed
@@ -249,6 +250,7 @@ class Ledger:
             return None
         ledger = cls.__new__(cls)
         ledger._clock = time.time
+        ledger._running = {}
         # Not mode=ro: what a manager was killed in the midst of must be undone before it is read.
         ledger._database = sqlite3.connect(
             f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=BUSY_SECONDS
@@ -495,11 +497,15 @@ class Ledger:
 
     def running(self, pool: str) -> list[Launch]:
         """The launches of a pool that are not known to have ended, oldest first."""
-        return self._launches(
+        rows = self._rows(
             "SELECT * FROM launch WHERE pool = ? AND outcome = 'launched' AND ended IS NULL "
             "ORDER BY sequence",
             (pool,),
         )
+        # Of thousands few have changed since the last look.
+        known = self._running.get(pool, {})
+        self._running[pool] = {row: known.get(row) or _launch(row) for row in rows}
+        return list(self._running[pool].values())
 
     def living(self, pool: str) -> dict[str, float | None]:
         """The keys of what may still cost something, open intents included, and when each job
