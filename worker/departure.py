@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from functools import partial
 
 from bundles.client import Client
@@ -24,6 +24,9 @@ START_PATIENCE_SECONDS = 60.0
 """How long a worker without runs waits for a server at its start."""
 AWAY_PATIENCE_SECONDS = 24 * 3600.0
 """How long one keeps its runs for a server that is away, or does not take its credentials."""
+CHANCE_SECONDS = 2.0
+"""A worker that never had a bundle gives the server so long to find it one: else it might leave first,
+be launched again for the same bundle, and leave again."""
 IDLE_AWAY_SECONDS = 60.0
 """How long an idle worker that should leave waits to say so to a server that is away."""
 CONFIRMATION_SECONDS = 3.0
@@ -65,6 +68,7 @@ class Departure:
         self._idle_since = loop.clock()
         self._idle_timer: Timer | None = None
         self._is_started = False
+        self._has_had_a_run = False
         self._is_asked = False
         self._is_ending = False
         self._drain_reason = ""
@@ -97,8 +101,9 @@ class Departure:
         if self._reporter.is_batch:
             self.consider()
 
-    def accepted(self, keys: Iterable[str]) -> None:
+    def accepted(self, keys: Collection[str]) -> None:
         """There are these runs more, new ones or an earlier process's."""
+        self._has_had_a_run |= bool(keys)
         if self._settings.exit_after_num_runs is not None:
             self._tally.add(keys)
         self._rest()
@@ -227,6 +232,8 @@ class Departure:
         idle = self._loop.clock() - self._idle_since
         since = self._reporter.failing_since
         needed = settings.idle_seconds
+        if not self._has_had_a_run:
+            needed = max(needed, CHANCE_SECONDS)
         if since is not None:
             # A server that comes back may have work, and wants to hear that we leave.
             needed = max(needed, since - self._idle_since + IDLE_AWAY_SECONDS)

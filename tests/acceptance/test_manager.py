@@ -296,11 +296,13 @@ def test_a_home_that_cannot_be_written_is_one_line_and_exit_2(
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("idle_seconds", ["0", "1"])
 def test_bundles_are_run_by_the_workers_that_the_manager_launched_which_then_leave(
-    managers: Managers, server: Server
+    managers: Managers, server: Server, idle_seconds: str
 ) -> None:
     manager = managers.start(
-        *("--min", "0", "--max", "3", "--worker-idle-seconds", "1", "--sleep-time", "0.2"),
+        *("--min", "0", "--max", "3", "--worker-idle-seconds", idle_seconds),
+        *("--sleep-time", "0.2"),
         stand_ins=False,
     )
     uuids = managers.stage(12, "echo $((6 * 7))")
@@ -319,4 +321,4 @@ def test_bundles_are_run_by_the_workers_that_the_manager_launched_which_then_lea
     eventually(lambda: "left with exit code 0" in managers.log(manager))
     (pool,) = managers.json("status", "-o", "json")["pools"]
     assert {(job["state"], job["exit_code"]) for job in pool["jobs"]} == {("ended", 0)}
-    assert pool["launched"] == len(pool["jobs"])
+    assert pool["launched"] == len(pool["jobs"]) <= 6, "nobody leaves before it had a chance"
