@@ -25,8 +25,8 @@ START_PATIENCE_SECONDS = 60.0
 AWAY_PATIENCE_SECONDS = 24 * 3600.0
 """How long one keeps its runs for a server that is away, or does not take its credentials."""
 CHANCE_SECONDS = 2.0
-"""A worker that never had a bundle gives the server so long to find it one: else it might leave first,
-be launched again for the same bundle, and leave again."""
+"""A worker that never had a bundle gives the server so long to find it one: else it might leave
+before, be launched again for the same bundle, and leave again."""
 IDLE_AWAY_SECONDS = 60.0
 """How long an idle worker that should leave waits to say so to a server that is away."""
 CONFIRMATION_SECONDS = 3.0
