@@ -26,6 +26,17 @@ def find_docker() -> Path | None:
     return Path(found) if found and shutil.which("docker") and os.geteuid() == 0 else None
 
 
+def find_docker_compose() -> list[str] | None:
+    """Docker's plug-in, or the program that was there before it."""
+    if shutil.which("docker-compose"):
+        return ["docker-compose"]
+    plugin = "cli-plugins/docker-compose"
+    places = ("/usr/libexec/docker", "/usr/lib/docker", "/usr/local/lib/docker")
+    if any((Path(place) / plugin).exists() for place in places):
+        return ["docker", "compose"]
+    return None
+
+
 def find_registry() -> Path | None:
     """Debian's `docker-registry`, which a test pushes images to."""
     found = shutil.which("docker-registry")
@@ -105,6 +116,7 @@ def find_terraform_offline() -> tuple[Path, Path] | None:
 ENGINES: dict[str, Callable[[], object]] = {
     "postgresql": find_postgresql,
     "docker": find_docker,
+    "docker-compose": find_docker_compose,
     "docker-registry": find_registry,
     "podman": find_podman,
     "bubblewrap": find_bubblewrap,
@@ -147,6 +159,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason=f"needs {name}: {remedy}"))
         if item.get_closest_marker("engine") and "chaos" not in item.path.name:
             item.add_marker(pytest.mark.flaky(reruns=1))
+
+
+@pytest.fixture(scope="session")
+def docker_compose() -> list[str]:
+    """What `docker compose` is on this machine."""
+    found = find_docker_compose()
+    assert found is not None
+    return found
 
 
 @pytest.fixture(scope="session")

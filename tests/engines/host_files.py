@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 LEFT_OUT = ("site-packages", "test", "idlelib", "lib2to3", "tkinter", "turtledemo", "config-")
@@ -21,8 +21,11 @@ OF_WHEELS = (
 """Libraries that every manylinux wheel may take for granted."""
 
 
-def archive(tools: Iterable[str], *, with_python: bool = False) -> bytes:
-    """A tar of a small Debian: these programs, a shell, and this Python in /usr/local if wanted."""
+def archive(
+    tools: Iterable[str], *, with_python: bool = False, and_also: Mapping[str, Path] | None = None
+) -> bytes:
+    """A tar of a small Debian: these programs, a shell, this Python in /usr/local if wanted, and
+    files by their names in it."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as made:
         for name in ("bin", "lib", "lib64"):
@@ -40,6 +43,7 @@ def archive(tools: Iterable[str], *, with_python: bool = False) -> bytes:
         files["usr/bin/sh"] = files["usr/bin/bash"]
         if with_python:
             files |= _python()
+        files |= and_also or {}
         libraries = {library for path in files.values() for library in _libraries(path)}
         if with_python:
             (libc,) = (library for library in libraries if library.name == "libc.so.6")

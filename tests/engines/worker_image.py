@@ -129,7 +129,7 @@ def _copy_sources(context: Path) -> None:
 
 
 def _gather_wheels(directory: Path) -> None:
-    """Everything that `pip install` of this package with ``EXTRAS`` needs, its own build included."""
+    """Everything that this package needs with ``EXTRAS``, its own build included."""
     subprocess.run(
         [
             *(sys.executable, "-m", "pip", "download", "--quiet", "--dest", str(directory)),

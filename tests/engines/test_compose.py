@@ -1,0 +1,90 @@
+"""deploy/compose.yaml on a real engine: a server with PostgreSQL, a manager, workers beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from composed import Composed, import_database
+from containers import eventually
+from docker_engine import IMAGE, DockerEngine
+from worker_image import WorkerImage
+
+from bundles.model import new_uuid
+
+pytestmark = [
+    pytest.mark.engine("docker"),
+    pytest.mark.engine("docker-compose"),
+    pytest.mark.engine("postgresql"),
+    pytest.mark.timeout(900),  # the images are built first
+]
+
+BUNDLES = 20
+POOL = ("--filter", "label=worker-manager.pool=here", "--quiet")
+
+
+@pytest.fixture
+def composed(
+    docker_engine: DockerEngine,
+    docker_compose: list[str],
+    worker_image: WorkerImage,
+    manager_image: str,
+) -> Iterator[Composed]:
+    import_database(docker_engine)
+    made = Composed(docker_engine, manager_image=manager_image, worker_image=worker_image.reference)
+    try:
+        yield made
+    finally:
+        made.run("stop", "manager")
+        if left := docker_engine.command("ps", "--all", *POOL).split():
+            docker_engine.command("rm", "--force", *left)
+        made.down()
+    assert docker_engine.command("ps", "--all", "--quiet") == ""
+    assert docker_engine.command("volume", "ls", "--quiet") == ""
+
+
+def test_what_it_brings_up_drains_twenty_bundles_and_keeps_them_when_it_is_made_anew(
+    composed: Composed, docker_engine: DockerEngine
+) -> None:
+    composed.up()
+    token = composed.compose("exec", "-T", "server", "cat", "/var/lib/worker-manager/token").strip()
+    with composed.client(token) as client:
+        uuids = [bundle.uuid for bundle in client.create([run(n) for n in range(BUNDLES)])]
+        composed.bundles("wait", *uuids)
+        bundles = client.search([f"uuid={','.join(uuids)}"])
+        assert [bundle.state for bundle in bundles] == ["ready"] * BUNDLES
+    assert composed.bundles("cat", f"{uuids[-1]}/stdout") == f"{BUNDLES - 1}\n"
+
+    manager = composed.container("manager")
+    health = ("inspect", "--format", "{{.State.Health.Status}}", manager)
+    eventually(lambda: docker_engine.command(*health).strip() == "healthy", "it is healthy")
+    containers = docker_engine.command("ps", "--all", "--quiet").split()
+    assert token not in docker_engine.command("inspect", *containers)
+    assert token not in composed.logs()
+    eventually(lambda: not docker_engine.command("ps", *POOL).split(), "the workers leave")
+
+    composed.compose("down")
+    composed.up()
+    assert composed.bundles("cat", f"{uuids[0]}/stdout") == "0\n"
+
+
+def run(number: int) -> dict[str, Any]:
+    return {
+        "uuid": new_uuid(),
+        "bundle_type": "run",
+        "command": f"echo {number}",
+        "dependencies": [],
+        "metadata": {
+            "name": "run",
+            "request_memory": "64m",
+            "request_docker_image": IMAGE,
+        },
+    }
+
+
+def test_without_the_group_of_the_socket_it_says_what_is_missing(composed: Composed) -> None:
+    settings = {**composed.settings, "ENGINE_GROUP": ""}
+    done = composed.run("config", "--quiet", settings=settings)
+    assert done.returncode != 0
+    assert "docs/install/docker.md" in done.stderr
