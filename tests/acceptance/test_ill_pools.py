@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sqlite3
 import sys
 from pathlib import Path
 from typing import Any
 
+import httpx
 from managing import Managers, eventually
 from serving import Server
 
@@ -96,4 +98,37 @@ def test_a_token_that_is_taken_no_more_is_the_credentials_and_a_new_one_mends_it
         eventually(lambda: client.bundle(uuid).state == "ready", "the bundle")
     assert len(launches(managers)) == 2
     assert status(managers)["failures_lately"] == {"credentials": 1}
+    assert managers.kill(manager, signal.SIGTERM) == 0
+
+
+def test_while_the_server_is_away_nothing_is_launched_or_ended_and_work_goes_on(
+    managers: Managers, server: Server
+) -> None:
+    manager = managers.start(
+        *("--min", "1", "--max", "3", "--sleep-time", "0.2", "--registration-seconds", "1"),
+        *("--metrics-port", "0"),
+        stand_ins=False,
+    )
+    (uuid,) = managers.stage(1, command="sleep 3; echo hi > said")
+    with server.client() as client:
+        eventually(lambda: client.bundle(uuid).state == "running", "the bundle to run")
+    (worker,) = managers.workers()
+    server.stop(signal.SIGKILL)
+    address = re.search(r"metrics are at (\S+)", managers.log(manager))
+    assert address is not None
+
+    def looks() -> float:
+        """How many have failed."""
+        text = httpx.get(address[1], trust_env=False).text
+        found = re.findall(r"^worker_manager_tick_failures_total\{.*\} (\S+)$", text, re.MULTILINE)
+        return sum(map(float, found))
+
+    eventually(lambda: looks() >= 4, "four looks at nothing")
+    assert [process.pid for process in managers.workers()] == [worker.pid]
+    server.start()
+    with server.client() as client:
+        eventually(lambda: client.bundle(uuid).state == "ready", "the bundle")
+    eventually(lambda: "carrying on" in managers.log(manager), "the manager")
+    assert [launch.given_up for launch in launches(managers)] == [None]
+    assert managers.log(manager).count("while this lasts") == 1
     assert managers.kill(manager, signal.SIGTERM) == 0
