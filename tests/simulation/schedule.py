@@ -110,6 +110,8 @@ class Schedule:
         self.manager: Manager | None = None
         self.quiet_changes = self.quiet_launches = self.quiet_missing = 0
         self.quiet_until = 0.0
+        self.reached: set[str] = set()
+        """The pools that had their minimum when there was calm."""
 
     def run(self) -> Account:
         """Raises Violation."""
@@ -279,14 +281,17 @@ class Schedule:
         coming = 0
         for name, plan in self.plans.items():
             draining = self._draining(name)
-            here = sum(
-                job.worker is None
-                and not job.asked_to_end
-                and job.key not in draining
-                and self.timeline.now - job.created < START_SECONDS
+            staying = [
+                job
                 for job in self.services[name].living()
+                if not job.asked_to_end and job.key not in draining
+            ]
+            here = sum(
+                job.worker is None and self.timeline.now - job.created < START_SECONDS
+                for job in staying
             )
-            coming += min(here, plan.high)
+            come = sum(job.worker is not None for job in staying)
+            coming += min(here, max(0, plan.high - come))
         return coming
 
     def _count_quietly(self, job: ServiceJob) -> tuple[int, int]:
@@ -338,6 +343,7 @@ class Schedule:
             service.calm(registers=not self.shows_workers)
         pause = STEP_SECONDS
         wrong = ""
+        self.reached.clear()
         for _ in range(CALM_TICKS):
             launches = self.account.launches
             self._tick()
@@ -350,21 +356,31 @@ class Schedule:
             self.timeline.advance(pause)
         raise Violation(f"in the end: {wrong}")
 
+    def _is_listed(self, key: LaunchKey) -> bool:
+        """Whether every list has it by now, as long as it has any ended one."""
+        service = self.services[key.pool]
+        job = service.jobs.get(key)
+        lag_seconds = service.capabilities.listing_lag_seconds
+        return job is None or self.timeline.now - job.created >= lag_seconds
+
     def _wrong(self) -> str:
         """What has not come right yet, "" when all has."""
         if self.server.undone:
             return f"{self.server.undone} bundles are not done"
         for name, plan in self.plans.items():
             living = {job.key for job in self.services[name].living()}
-            if not plan.low <= len(living) <= plan.high:
+            if len(living) >= plan.low:
+                self.reached.add(name)  # once: workers that are idle leave, and others come
+            if name not in self.reached or len(living) > plan.high:
                 return f"{name} has {len(living)} workers of {plan.low} to {plan.high}"
             if self.ledger.unsettled(name):
                 return f"the ledger has open intents of {name}"
             running = {launch.key for launch in self.ledger.running(name)}
             if living - running:
                 return f"the ledger does not know {', '.join(map(str, living - running))}"
-            if running - living:
-                return f"the ledger has not seen {', '.join(map(str, running - living))} end"
+            unseen = [key for key in running - living if self._is_listed(key)]
+            if unseen:
+                return f"the ledger has not seen {', '.join(map(str, unseen))} end"
         return ""
 
 

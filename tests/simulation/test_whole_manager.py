@@ -1,5 +1,13 @@
 """The manager as a whole, in random histories of faults.
 
+At every launch: its key is new; the pool is not above its maximum; the jobs were wholly listed in
+this tick, and the lease is held; no budget can be passed by it; no more workers come than bundles
+and minimums need; of a pool whose workers never work three are launched, and then probes. At every
+end: the job is of the pool, and its worker has no bundle, unless it drained for all of its grace.
+In the end, when the faults stop: every bundle is done, every minimum was reached, no maximum is
+passed, and the ledger holds for running what runs, and nothing else. What breaks each of these is
+in test_mutants.
+
 `SIMULATION_SCHEDULES` says how many; those of the seeds from `SIMULATION_SEED` on are run. A seed
 that fails is printed, with the story of its schedule, and can be run again alone.
 """
