@@ -8,8 +8,8 @@ In the end, when the faults stop: every bundle is done, every minimum was reache
 passed, and the ledger holds for running what runs, and nothing else. What breaks each of these is
 in test_mutants.
 
-`SIMULATION_SCHEDULES` says how many, in CI 100,000; those of the seeds from `SIMULATION_SEED` on are run. A seed
-that fails is printed, with the story of its schedule, and can be run again alone.
+`SIMULATION_SCHEDULES` says how many, in CI 100,000; those of the seeds from `SIMULATION_SEED` on
+are run. A seed that fails is printed, with the story of its schedule, and can be run again alone.
 """
 
 from __future__ import annotations
