@@ -284,6 +284,7 @@ def ledger() -> Iterator[SimulatedLedger]:
         LEDGERS.pop()
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("change", MUTANTS, ids=lambda change: change.__name__)
 def test_a_manager_that_is_broken_is_found(
     change: Callable[[Patch], None], ledger: SimulatedLedger, monkeypatch: Patch
