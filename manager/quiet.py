@@ -30,9 +30,7 @@ class QuietList:
         self._good_until = 0.0
         self._listed = 0.0
 
-    def look(
-        self, jobs: Sequence[Job], snapshot: Snapshot, decision: Decision, now: float
-    ) -> None:
+    def look(self, jobs: Sequence[Job], snapshot: Snapshot, decision: Decision, now: float) -> None:
         """Keep a list that was read ``now``, if nothing is under way in the pool."""
         self.forget()
         moves = (snapshot.pending, snapshot.draining, snapshot.ending, snapshot.staged)
