@@ -44,6 +44,8 @@ class Accountant:
         self._ledger = ledger
         self._books: dict[str, Book] = {}
         self._living: dict[str, set[str]] = {}
+        self._sequences: dict[str, int] = {}
+        """Of the last launch of each pool that its book knows of."""
 
     def account(self, pool: str, terms: Terms, now: float) -> Account:
         """What a pool has cost by ``now``, seconds since the epoch."""
@@ -57,7 +59,12 @@ class Accountant:
                 launch = self._ledger.launch(key) if key is not None else None
                 if launch is not None:
                     _enter(book, launch)
+            # Some may have begun and ended since it was last asked.
+            for launch in self._ledger.later(pool, self._sequences[pool]):
+                _enter(book, launch)
         self._living[pool] = set(living)
+        last = self._ledger.recent(pool, 1)
+        self._sequences[pool] = last[0].key.sequence if last else 0
         return book.account(terms, living.values(), now)
 
     def accounts(self, terms: Mapping[str, Terms], now: float) -> dict[str, Account]:

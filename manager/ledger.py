@@ -525,6 +525,13 @@ class Ledger:
             "SELECT * FROM launch WHERE pool = ? AND ended >= ? ORDER BY ended", (pool, when)
         )
 
+    def later(self, pool: str, sequence: int) -> list[Launch]:
+        """The launches of a pool after that one, oldest first."""
+        return self._launches(
+            "SELECT * FROM launch WHERE pool = ? AND sequence > ? ORDER BY sequence",
+            (pool, sequence),
+        )
+
     def recent(self, pool: str, number: int) -> list[Launch]:
         """The last ``number`` launches of a pool, newest first."""
         return self._launches(

@@ -123,3 +123,13 @@ def test_the_months_turn_is_the_beginning_of_a_new_account_that_knows_how_long_w
     stand.now += 3600 + 60
     assert stand.spent(Period.MONTH) == 0
     assert stand.account().stay_seconds == pytest.approx(3600)
+
+
+def test_what_began_and_ended_between_two_looks_is_charged(stand: Stand) -> None:
+    stand.account()
+    key = stand.launch()
+    stand.start(key)
+    stand.now += 100
+    stand.end(key)
+    assert stand.spent(Period.HOUR) == pytest.approx(100)
+    assert stand.spent(Period.HOUR) == pytest.approx(100), "once"
