@@ -17,8 +17,9 @@ from backends.base import Job, JobState, LaunchKey
 from bundles import client
 from manager import keeping, metrics
 from manager.capacity import Need, Offer, Room
-from manager.policy import PoolConfig, decide_set
+from manager.policy import PoolConfig
 from manager.queue import QueueConfig
+from manager.sharing import decide_set
 from manager.snapshot import Snapshot
 
 BUNDLES, WORKERS, POOLS, RUNS = 10_000, 10_000, 5, 250

@@ -27,8 +27,9 @@ from manager.ledger import Ledger
 from manager.listing import Listed, Lister
 from manager.money import NO_BUDGET, SOFT_FRACTION, Budget, Purse
 from manager.observe import Observation, has_a_run
-from manager.policy import Allow, Decision, Share, decide_set
+from manager.policy import Decision
 from manager.quiet import is_acting
+from manager.sharing import Allow, Share, decide_set
 from manager.snapshot import Snapshot
 from manager.staged import StagedBundles, demand_of
 from manager.witness import Witness

@@ -18,7 +18,8 @@ from math import floor, inf
 from typing import Any, NamedTuple
 
 from bundles.errors import UsageError
-from manager.policy import Allowance, count
+from manager.policy import count
+from manager.sharing import Allowance
 
 MINIMUM_SECONDS = 60.0
 SHORTEST_STAY_SECONDS = 3600.0

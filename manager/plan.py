@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from backends.base import Backend, BackendError
 from manager.accountant import Accountant
 from manager.money import NO_BUDGET, SOFT_FRACTION, Account, Budget, Purse, Terms
-from manager.policy import Share, decide_set
 from manager.pool import Pool
+from manager.sharing import Share, decide_set
 
 if TYPE_CHECKING:
     from manager.ledger import Ledger

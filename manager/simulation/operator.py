@@ -17,7 +17,8 @@ from manager.health import judge
 from manager.loop import SETTLE_SECONDS
 from manager.money import Account, Purse
 from manager.observe import START_SECONDS, STARTS_REMEMBERED
-from manager.policy import Allow, decide_set, surplus
+from manager.policy import surplus
+from manager.sharing import Allow, decide_set
 from manager.simulation.agenda import Agenda
 from manager.simulation.scenario import Scenario
 from manager.simulation.server import SimulatedServer, SimulatedWorker

@@ -8,7 +8,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from manager.capacity import UNBOUNDED, Demand, Need, Offer, Room, total
-from manager.policy import Decision, PoolConfig, Share, decide, decide_set
+from manager.policy import Decision, PoolConfig, decide
+from manager.sharing import Share, decide_set
 from manager.snapshot import Snapshot
 
 NOW = 1_000_000.0
