@@ -96,17 +96,17 @@ class Composed:
         os.chown(self.home, USER, USER)
         shutil.copy(ROOT / "deploy" / "compose.yaml", self.directory)
         shutil.copytree(ROOT / "deploy" / "compose", self.directory / "compose")
-        self.pools = self.directory / "compose" / "pools.toml"
-        pools = self.pools.read_text()
+        pools_file = self.directory / "compose" / "pools.toml"
+        pools = pools_file.read_text()
         assert 'image = "bundle-worker"' in pools
-        self.pools.write_text(
+        pools_file.write_text(
             pools.replace('image = "bundle-worker"', f'image = "{worker_image}"')
             + "worker-idle-seconds = 2\n"
         )
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self._port: int = probe.getsockname()[1]
-        self.settings = {
+        self._settings = {
             "COMPOSE_PROJECT_NAME": "worker-manager",
             "DATABASE_IMAGE": DATABASE,
             "MANAGER_IMAGE": manager_image,
@@ -116,18 +116,16 @@ class Composed:
             "SERVER_PORT": str(self._port),
         }
 
-    def compose(self, *arguments: str, settings: dict[str, str] | None = None) -> str:
+    def compose(self, *arguments: str) -> str:
         """`docker compose ARGUMENTS…`; what it printed."""
-        done = self.run(*arguments, settings=settings)
+        done = self.run(*arguments)
         assert done.returncode == 0, f"{done.stderr}\n{self.logs()}"
         return done.stdout
 
-    def run(
-        self, *arguments: str, settings: dict[str, str] | None = None
-    ) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [*self._program, "--file", str(self.directory / "compose.yaml"), *arguments],
-            env=os.environ | self._engine.client_env | (settings or self.settings),
+            env=os.environ | self._engine.client_env | self._settings,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from composed import Composed, import_database
+from composed import ROOT, Composed, import_database
 from containers import eventually
 from docker_engine import IMAGE, DockerEngine
 from worker_image import WorkerImage
@@ -32,7 +34,12 @@ def composed(
     manager_image: str,
 ) -> Iterator[Composed]:
     import_database(docker_engine)
-    made = Composed(docker_engine, manager_image=manager_image, worker_image=worker_image.reference)
+    made = Composed(
+        docker_engine,
+        docker_compose,
+        manager_image=manager_image,
+        worker_image=worker_image.reference,
+    )
     try:
         yield made
     finally:
@@ -40,8 +47,9 @@ def composed(
         if left := docker_engine.command("ps", "--all", *POOL).split():
             docker_engine.command("rm", "--force", *left)
         made.down()
-    assert docker_engine.command("ps", "--all", "--quiet") == ""
-    assert docker_engine.command("volume", "ls", "--quiet") == ""
+    ours = ("--quiet", "--filter", "label=com.docker.compose.project=worker-manager")
+    assert docker_engine.command("ps", "--all", *ours) == ""
+    assert docker_engine.command("volume", "ls", *ours) == ""
 
 
 def test_what_it_brings_up_drains_twenty_bundles_and_keeps_them_when_it_is_made_anew(
@@ -83,8 +91,16 @@ def run(number: int) -> dict[str, Any]:
     }
 
 
-def test_without_the_group_of_the_socket_it_says_what_is_missing(composed: Composed) -> None:
-    settings = {**composed.settings, "ENGINE_GROUP": ""}
-    done = composed.run("config", "--quiet", settings=settings)
+def test_without_the_group_of_the_socket_it_says_what_is_missing(
+    docker_compose: list[str],
+) -> None:
+    done = subprocess.run(
+        [*docker_compose, "--file", str(ROOT / "deploy" / "compose.yaml"), "config", "--quiet"],
+        env={**os.environ, "ENGINE_GROUP": ""},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert done.returncode != 0
     assert "docs/install/docker.md" in done.stderr
