@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from backends.base import Backend, BackendError, Job, LaunchKey, LaunchRequest, LaunchResult
-from manager import keeper, loop, policy
+from manager import keeper, loop, sharing
 from manager.alarm import Alarm
 from manager.keeper import PoolKeeper
 from manager.listing import Listed
@@ -52,12 +52,12 @@ def seen_otherwise(patch: Patch, change: Callable[[Observation], Snapshot]) -> N
 
 def decided_otherwise(patch: Patch, change: Callable[[Snapshot], Snapshot]) -> None:
     """Every decision on another snapshot."""
-    decide = policy.decide
+    decide = sharing.decide
 
     def changed(snapshot: Snapshot, config: PoolConfig, now: float) -> Decision:
         return decide(change(snapshot), config, now)
 
-    patch.setattr(policy, "decide", changed)
+    patch.setattr(sharing, "decide", changed)
 
 
 @mutant
@@ -186,23 +186,23 @@ def gives_no_grace_to_those_that_drain(patch: Patch) -> None:
 
 @mutant
 def keeps_no_minimum(patch: Patch) -> None:
-    decide = policy.decide
+    decide = sharing.decide
 
     def none(snapshot: Snapshot, config: PoolConfig, now: float) -> Decision:
         return decide(snapshot, replace(config, min_workers=0), now)
 
-    patch.setattr(policy, "decide", none)
+    patch.setattr(sharing, "decide", none)
 
 
 @mutant
 def launches_one_too_many(patch: Patch) -> None:
-    decide = policy.decide
+    decide = sharing.decide
 
     def more(snapshot: Snapshot, config: PoolConfig, now: float) -> Decision:
         decision = decide(snapshot, config, now)
         return replace(decision, launch=decision.launch + 1) if decision.launch else decision
 
-    patch.setattr(policy, "decide", more)
+    patch.setattr(sharing, "decide", more)
 
 
 @mutant
