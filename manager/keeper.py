@@ -425,17 +425,23 @@ class PoolKeeper:
 
     def _reluctant(self, observation: Observation) -> list[str]:
         """Jobs that are still there long after they were asked to end: asked again, backends end
-        them by force. One that has come to work meanwhile is left alone, unless it drains."""
-        due = self.clock() - ENDING_SECONDS
+        them by force. One that has come to work meanwhile is left alone, unless it should have
+        drained by now."""
+        now = self.clock()
+        due = now - ENDING_SECONDS
         jobs = {job.id: job for job in observation.jobs}
         late = [jobs[job_id] for job_id, when in self._ending.items() if when <= due]
         if not late:
             return []
-        draining = {one.key for one in observation.running if one.draining is not None}
+        overdue = {
+            one.key
+            for one in observation.running
+            if one.draining is not None and now - one.draining > self.config.drain_grace_seconds
+        }
         at_work = self._at_work()
         again = []
         for job in late:
-            if job.key in draining or job.state is JobState.PENDING:
+            if job.key in overdue or job.state is JobState.PENDING:
                 again.append(job.id)
             elif at_work is None:
                 continue

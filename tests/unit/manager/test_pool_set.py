@@ -28,7 +28,7 @@ from bundles.home import Credentials
 from manager.alarm import Alarm
 from manager.command import WorkerOptions
 from manager.journal import Journal, last_entry
-from manager.keeper import PoolKeeper
+from manager.keeper import ENDING_SECONDS, PoolKeeper
 from manager.launcher import Launcher
 from manager.ledger import Ledger, Pool
 from manager.listing import Lister
@@ -320,6 +320,24 @@ def test_where_nobody_can_be_told_to_drain_the_idle_end_and_the_busy_have_the_gr
     stand.server.offers = {}
     stand.tick()
     assert sorted(backend.asked_to_end) == sorted(job.id for job in jobs), "idle by now"
+
+
+def test_one_that_took_a_bundle_instead_of_ending_idle_has_the_grace_of_its_drain(
+    stand: Stand,
+) -> None:
+    backend = stand.backends["demand"]
+    jobs = [backend.add(JobState.ACTIVE, age_seconds=300.0)]
+    _adopt(stand, "demand", jobs)
+    backend.may_end_running = True
+    stand.server.workers = [jobs[0].worker_id]
+    stand.set("demand", max_workers=0, drain_grace_seconds=3600.0)
+    stand.tick()
+    assert backend.asked_to_end == [jobs[0].id], "idle, where nobody can tell it to drain"
+    stand.server.offers = {jobs[0].worker_id: {"run_uuids": ["0x1"]}}
+    stand.tick(ENDING_SECONDS)
+    assert len(backend.asked_to_end) == 1
+    stand.tick(3600.0)
+    assert len(backend.asked_to_end) == 2
 
 
 def test_a_pool_that_is_taken_out_is_released_when_its_last_worker_has_gone(stand: Stand) -> None:
