@@ -42,7 +42,7 @@ DOCUMENTED = {
     "runs": [],
 }
 MEASURED = {"memory_bytes", "free_disk_bytes", "hostname"}
-OURS = {"features", "session", "sequence", "acknowledged", "wait_seconds"}
+OURS = {"features", "session", "sequence", "acknowledged", "wait_seconds", "is_draining"}
 STAGES = ("PREPARING", "RUNNING", "CLEANING_UP", "UPLOADING_RESULTS", "FINALIZING")
 
 
