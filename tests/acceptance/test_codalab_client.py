@@ -279,7 +279,7 @@ def test_the_first_requests_are_codalabs(tap: Tap, worker: WorkerProcess) -> Non
         assert {name: said[name] for name in DOCUMENTED} == DOCUMENTED
         assert all(isinstance(said[name], int) for name in ("memory_bytes", "free_disk_bytes"))
     assert worker.stop() == WorkerExit.FINISHED
-    assert tap.of(CHECKIN)[-1].document["is_terminating"] is True
+    tap.until(lambda: tap.of(CHECKIN)[-1].document["is_terminating"])
     [bell] = tap.of("GET /ws/")
     assert bell.line == "GET /ws/worker/vm%287%29 HTTP/1.1"
     assert bell.headers["upgrade"] == "websocket"
