@@ -65,11 +65,13 @@ def run_campaign(first: int, number: int) -> tuple[Account, list[Failure]]:
             executor.submit(run_chunk, start, min(CHUNK, first + number - start))
             for start in range(first, first + number, CHUNK)
         }
-        for chunk in as_completed(chunks):
-            done, failure = chunk.result()
-            account.add(done)
-            if failure is not None:
-                failures.append(failure)
-                executor.shutdown(cancel_futures=True)
-                break
+        try:
+            for chunk in as_completed(chunks):
+                done, failure = chunk.result()
+                account.add(done)
+                if failure is not None:
+                    failures.append(failure)
+                    break
+        finally:  # whoever interrupts it does not wait for all of them
+            executor.shutdown(cancel_futures=True)
     return account, failures
