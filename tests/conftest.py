@@ -113,6 +113,12 @@ def find_terraform_offline() -> tuple[Path, Path] | None:
     return (program, python) if program.exists() and python and shutil.which("terraform") else None
 
 
+def find_systemd() -> Path | None:
+    """systemd's program, which need not run, and `systemd-analyze` beside it."""
+    program = Path("/lib/systemd/systemd")
+    return program if program.exists() and shutil.which("systemd-analyze") else None
+
+
 ENGINES: dict[str, Callable[[], object]] = {
     "postgresql": find_postgresql,
     "docker": find_docker,
@@ -126,6 +132,7 @@ ENGINES: dict[str, Callable[[], object]] = {
     "terraform": find_terraform,
     "terraform-offline": find_terraform_offline,
     "checkov": find_checkov,
+    "systemd": find_systemd,
 }
 BROUGHT_ALONG = {
     "terraform": "put it on PATH, and `terraform providers mirror` into TERRAFORM_MIRROR",

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
 UNITS = Path(__file__).parents[2] / "deploy" / "systemd"
-ANALYZE = shutil.which("systemd-analyze")
 MOST_EXPOSED = 20
 """Tenths, of what systemd-analyze calls exposure: it finds 96 for a unit that protects nothing."""
 
-pytestmark = pytest.mark.skipif(ANALYZE is None, reason="needs systemd-analyze")
+pytestmark = pytest.mark.engine("systemd")
 
 
 def unit(path: Path, directory: Path) -> Path:
@@ -29,7 +27,7 @@ def unit(path: Path, directory: Path) -> Path:
 
 def analyze(directory: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [str(ANALYZE), *words],
+        ["systemd-analyze", *words],
         env=os.environ | {"XDG_RUNTIME_DIR": str(directory), "NO_COLOR": "1"},
         capture_output=True,
         text=True,

@@ -21,7 +21,7 @@ from managing import Managers, eventually
 from own_wheel import ROOT, copy_dependencies, copy_python, make_wheel
 from serving import Server
 from slurm_cluster import SlurmCluster
-from user_systemd import PROGRAM, UserSystemd
+from user_systemd import UserSystemd
 
 pytestmark = [pytest.mark.engine("slurm"), pytest.mark.timeout(600)]
 
@@ -294,7 +294,7 @@ def test_a_user_without_rights_installs_drains_upgrades_and_leaves_nothing(
     assert cluster.command("squeue", "-h", "-u", "nobody").split() == []
 
 
-@pytest.mark.skipif(not PROGRAM.exists(), reason="needs systemd's program, which need not run")
+@pytest.mark.engine("systemd")
 def test_where_a_user_may_linger_systemd_keeps_the_manager(
     server: Server, account: Account
 ) -> None:
