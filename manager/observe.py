@@ -23,8 +23,7 @@ from manager.capacity import (
     place,
     total,
 )
-from manager.health import judge
-from manager.ledger import Launch, Ledger, PoolRecord
+from manager.ledger import Launch, Ledger
 from manager.policy import PoolConfig
 from manager.queue import QueueConfig
 from manager.snapshot import Snapshot
@@ -145,9 +144,8 @@ class Observer:
                 if now - told[job.key] > config.drain_grace_seconds or self._may_end(job)
             ),
         )
-        record = ledger.record(self.pool) if ledger else PoolRecord()
         return Observation(
-            judge(record, now).on(snapshot),
+            snapshot,
             tuple(jobs),
             now,
             self._arrived,

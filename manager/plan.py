@@ -35,7 +35,8 @@ def plan(
 
     Raises BackendError when the jobs of no pool can be listed, and BundlesError.
     """
-    from manager.ledger import Ledger
+    from manager.health import judge
+    from manager.ledger import Ledger, PoolRecord
     from manager.staged import StagedBundles, demand_of
     from manager.usable import is_usable
 
@@ -60,7 +61,8 @@ def plan(
             except BackendError as error:
                 errors[pool.name] = error
                 continue
-            snapshots[pool.name] = seen.snapshot
+            record = ledger.record(pool.name) if ledger else PoolRecord()
+            snapshots[pool.name] = judge(record, now).on(seen.snapshot)
         if not snapshots:
             raise next(iter(errors.values()))
         known = [pool for pool in usable if pool.name in snapshots]
