@@ -16,7 +16,13 @@ from click.core import ParameterSource
 
 from backends import registry
 from manager.arguments import in_order
-from manager.options import connection_options, look_options, pool_options, set_options
+from manager.options import (
+    connection_options,
+    look_options,
+    output_option,
+    pool_options,
+    set_options,
+)
 
 if TYPE_CHECKING:
     from manager.pools_file.reading import Origin, PoolsFile
@@ -50,12 +56,7 @@ def config_command() -> click.Command:
     return click.Command(
         "config",
         params=[
-            click.Option(
-                ["--output", "-o"],
-                type=click.Choice(["text", "json"]),
-                default="text",
-                show_default=True,
-            ),
+            output_option(),
             click.Option(["--schema"], is_flag=True, help="The JSON schema of pools files."),
             click.Argument(["words"], nargs=-1, type=click.UNPROCESSED),
         ],

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from manager.options import connection_options
+from manager.options import connection_options, output_option
 
 if TYPE_CHECKING:
     from bundles.client import Client
@@ -36,12 +36,7 @@ def costs_command() -> click.Command:
             click.Option(
                 ["--password-file"], metavar="FILE", help="User and password for the server."
             ),
-            click.Option(
-                ["--output", "-o"],
-                type=click.Choice(["text", "json"]),
-                default="text",
-                show_default=True,
-            ),
+            output_option(),
         ],
         callback=_costs,
         context_settings={"ignore_unknown_options": True},  # -7d is a time

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from manager.options import connection_options
+from manager.options import connection_options, output_option
 
 if TYPE_CHECKING:
     from bundles.client import Client
@@ -34,12 +34,7 @@ def explain_command() -> click.Command:
                 ["--password-file"], metavar="FILE", help="User and password for it, mode 0600."
             ),
             click.Option(["--pool"], metavar="NAME", help="Only this pool."),
-            click.Option(
-                ["--output", "-o"],
-                type=click.Choice(["text", "json"]),
-                default="text",
-                show_default=True,
-            ),
+            output_option(),
             click.Argument(["what"], metavar="now|TIME|WORKER|BUNDLE"),
         ],
         callback=_explain,

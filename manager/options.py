@@ -201,13 +201,7 @@ def look_options() -> list[click.Option]:
             is_flag=True,
             help="Print what would be submitted for one worker, and end.",
         ),
-        _option(
-            "--output",
-            "-o",
-            type=click.Choice(["text", "json"]),
-            default="text",
-            help="How --plan is printed.",
-        ),
+        output_option("How --plan is printed."),
         _option(
             "--temp-session",
             is_flag=True,
@@ -272,6 +266,11 @@ def worker_options() -> list[click.Option]:
         _option("--worker-exit-on-exception", is_flag=True, help="Leave at unforeseen errors."),
         _option("--worker-preemptible", is_flag=True, help="Its machine may go at any time."),
     ]
+
+
+def output_option(help: str | None = None) -> click.Option:
+    """For people or for programs: of every command that shows something."""
+    return _option("--output", "-o", type=click.Choice(["text", "json"]), default="text", help=help)
 
 
 def check_together(settings: dict[str, Any]) -> None:

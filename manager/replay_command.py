@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from manager.options import output_option
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -48,12 +50,7 @@ def replay_command() -> click.Command:
             click.Option(["--cpus"], type=click.IntRange(min=1)),
             click.Option(["--gpus"], type=click.IntRange(min=0)),
             click.Option(["--memory-mb"], type=click.IntRange(min=1)),
-            click.Option(
-                ["--output", "-o"],
-                type=click.Choice(["text", "json"]),
-                default="text",
-                show_default=True,
-            ),
+            output_option(),
             click.Option(["--verbose"], is_flag=True, help="Show where an error came from."),
         ],
         callback=_replay,

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from manager.options import output_option
+
 if TYPE_CHECKING:
     from manager.simulation.report import PoolReport, Report
 
@@ -20,12 +22,7 @@ def simulate_command() -> click.Command:
             click.Option(
                 ["--plot"], metavar="FILE.svg", help="Draw queue, workers and cost over time."
             ),
-            click.Option(
-                ["--output", "-o"],
-                type=click.Choice(["text", "json"]),
-                default="text",
-                show_default=True,
-            ),
+            output_option(),
             click.Option(["--verbose"], is_flag=True, help="Show where an error came from."),
         ],
         callback=_simulate,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from manager.options import connection_options
+from manager.options import connection_options, output_option
 
 if TYPE_CHECKING:
     from manager.installation import Installation
@@ -23,12 +23,7 @@ def status_command() -> click.Command:
         params=[
             *connection_options(),
             click.Option(["--pool"], metavar="NAME", help="Only this pool."),
-            click.Option(
-                ["--output", "-o"],
-                type=click.Choice(["text", "json"]),
-                default="text",
-                show_default=True,
-            ),
+            output_option(),
         ],
         callback=_status,
         help="What the pools of this home have, and what was decided last.",

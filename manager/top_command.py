@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from manager.options import connection_options
+from manager.options import connection_options, output_option
 
 if TYPE_CHECKING:
     from manager.overview import Overview
@@ -34,13 +34,7 @@ def top_command() -> click.Command:
                 show_default=True,
                 help="How often to look.",
             ),
-            click.Option(
-                ["--output", "-o"],
-                type=click.Choice(["text", "json"]),
-                default="text",
-                show_default=True,
-                help="json: one object a line, each time it looks.",
-            ),
+            output_option("json: one object a line, each time it looks."),
         ],
         callback=_top,
         help=(

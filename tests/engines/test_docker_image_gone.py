@@ -6,7 +6,6 @@ import json
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 from docker_engine import IMAGE, DockerEngine
@@ -19,16 +18,6 @@ from manager.ledger import Launch, Ledger
 pytestmark = [pytest.mark.engine("docker"), pytest.mark.timeout(300)]
 
 TAG = "localhost/short-lived:1"
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    running = Server(tmp_path)
-    running.start()
-    try:
-        yield running
-    finally:
-        assert running.stop() == 0
 
 
 @pytest.fixture
