@@ -60,6 +60,7 @@ class Rehearsal:
         self._loop = loop
         self._now = clock
         self._runs = Runs(settings, client, loop, make_runtime, self, self._ended, now=clock)
+        self._runs.heard()  # it asks as a reader of bundles, and no server needs to know of it
         self._held: Held | None = None
         self._exit = WorkerExit.FAILED
         self._is_asked = False

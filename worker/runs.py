@@ -86,6 +86,7 @@ class Runs:
         self.concerned: Held | None = None
         """The run of the event that is being dealt with."""
         self.may_start = True
+        self._is_heard = False
         self.runtime = make_runtime(loop, self._ended)
         self.cache = Cache(
             settings.work_directory,
@@ -150,8 +151,25 @@ class Runs:
                     self._carry_out(held, Effect.REMOVE)
                 # the first check-in tells of the others
 
+    def heard(self) -> None:
+        """The server knows this worker by the token it has now: what needs the server goes on.
+
+        Before that it refuses a worker that came back with another token than it had when it
+        was given the run.
+        """
+        if self._is_heard:
+            return
+        self._is_heard = True
+        for held in list(self.held.values()):
+            if held.run.stage is Stage.PREPARING:
+                self.prepare(held)
+            elif held.run.stage is Stage.UPLOADING_RESULTS and not held.is_shared:
+                self._upload(held)
+
     def prepare(self, held: Held) -> None:
-        """Get what the run needs, and start it."""
+        """Get what the run needs, and start it; not before the server has heard of the worker."""
+        if not self._is_heard:
+            return
         self.concerned = held
         self._refresh_later()
         self._preparation.begin(held)
@@ -387,6 +405,8 @@ class Runs:
         exclude = [str(pattern) for pattern in metadata.get("exclude_patterns") or ()]
         if held.is_shared:
             self._uploads.submit(partial(shared.leave, held.directory, exclude), done)
+            return
+        if not self._is_heard:
             return
         held.sending = Sending()
         self._refresh_later()

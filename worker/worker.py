@@ -168,6 +168,7 @@ class Worker:
         if not self._is_started:
             self._is_started = True
             log.info("Worker started!")
+            self._runs.heard()
             self._departure.started(self._client.clock_skew_seconds)
             if not self._reporter.is_batch:
                 self._doorbell.start()

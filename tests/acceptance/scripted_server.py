@@ -67,6 +67,8 @@ class ScriptedServer:
         self.downloads: list[tuple[str, str]] = []
         self.finalizes = True
         self.session_refused: set[str] = set()
+        self.token: str | None = None
+        """The one of the last check-in: contents are for nobody else, as on a real server."""
         self.clock_ahead_seconds = 0.0
         self.worker_lease_seconds: float | None = None
         self._messages: dict[str, dict[str, Any]] = {}
@@ -350,6 +352,7 @@ class _Handler(BaseHTTPRequestHandler):
         if found and found[2] == "checkin":
 
             def check_in() -> tuple[int, bytes, str, dict[str, str]]:
+                script.token = self.headers["Authorization"]
                 status, messages = script._check_in(json.loads(body))
                 return _json(messages, status)
 
@@ -377,6 +380,8 @@ class _Handler(BaseHTTPRequestHandler):
 
             return "reply", reply
         found = re.fullmatch(r"/rest/bundles/([^/]+)/contents/blob/(.*)", path)
+        if found and self.headers["Authorization"] != script.token:
+            return "stranger", lambda: (403, b"not assigned to a worker of yours", "text/plain", {})
         if found and self.command == "PUT":
 
             def upload() -> tuple[int, bytes, str, dict[str, str]]:

@@ -160,6 +160,29 @@ def test_killed_while_results_are_uploaded(script: ScriptedServer, worker: Worke
     assert len(script.uploads[uuid]) == 1
 
 
+def test_it_comes_back_with_another_token_and_goes_on_with_what_it_had(
+    script: ScriptedServer, worker: WorkerProcess
+) -> None:
+    file = new_uuid()
+    script.contents[(file, "")] = Content(b"F")
+    faults = [script.fault("upload", held()), script.fault("download", held())]
+    worker.start("--cpus", "2")
+    uploading = script.run("echo out")
+    script.until(faults[0].met.is_set)
+    fetching = script.run("cat f", dependencies=[("f", file, "")])
+    script.until(faults[1].met.is_set)
+    worker.kill()
+    script.fault("checkin", Fault(status=500, times=2))
+    worker.start("--cpus", "2", env={"WORKER_MANAGER_TOKEN": "the-token-of-its-second-life"})
+    for uuid in (uploading, fetching):
+        report = script.until_over(uuid)
+        assert report["exitcode"] == 0, report
+        assert len(script.uploads[uuid]) == 1
+    for fault in faults:
+        let_go(fault)
+    assert worker.stop() == WorkerExit.FINISHED
+
+
 def test_what_is_uploaded_after_a_kill_takes_no_cpu_from_what_comes_next(
     script: ScriptedServer, worker: WorkerProcess
 ) -> None:
