@@ -15,11 +15,12 @@ from backends.base import Backend, BackendError
 from bundles.errors import BundlesError, UsageError
 from manager.alarm import Alarm, Stopped
 from manager.feed import ChangeFeed
+from manager.installation import Installation
 from manager.journal import Journal
 from manager.keeper import PoolKeeper
 from manager.lease import Lease, LeasedBackend, LeaseLost
 from manager.ledger import Ledger
-from manager.lock import PoolLock
+from manager.lock import PoolLock, holder
 from manager.log_format import complain
 from manager.loop import Manager
 from manager.money import Terms
@@ -164,6 +165,7 @@ class Keeping:
             self._ledger = self._stack.enter_context(Ledger(path))
             for pool in self._pools.values():
                 self._describe(pool)
+            self._tell_of_forsaken(first.installation)
         except sqlite3.Error as error:
             raise BundlesError(f"the ledger {path} cannot be used: {error}") from error
         found = [self._keeper(pool) for pool in self._pools.values()]
@@ -182,6 +184,20 @@ class Keeping:
             witnesses=self._operation.witnesses,
             lease=self._lease,
         )
+
+    def _tell_of_forsaken(self, installation: Installation) -> None:
+        """Pools of this home with workers, taken out of the file while no manager ran."""
+        for row in self._ledger.pools():
+            workers = len(self._ledger.living(row.name))
+            if row.name in self._pools or not workers:
+                continue
+            if holder(installation.lock_path(row.name)) is None:
+                log.warning(
+                    "%s: nobody keeps it, and %d of its workers have not been seen to end: they "
+                    "leave when they are idle; kept once more with a maximum of 0 it is drained",
+                    row.name,
+                    workers,
+                )
 
     def renew(self, manager: Manager, pools: Sequence[Pool], settings: Mapping[str, Any]) -> None:
         """From the next tick on, keep these pools, with what they say now, in this order.

@@ -80,6 +80,12 @@ def test_pools_are_filled_in_their_order_and_leave_when_they_are_taken_out_of_th
     assert managers.kill(manager, signal.SIGTERM) == 0
     assert workers(managers) == {"three": 1}
 
+    file.write(one=0)  # while nobody looks
+    manager = managers.run("run", str(file.path))
+    eventually_said(managers, manager, "three: nobody keeps it, and 1 of its workers")
+    assert "two: nobody" not in managers.log(manager)
+    assert managers.kill(manager, signal.SIGTERM) == 0
+
 
 def test_a_file_that_cannot_be_used_is_said_once_everywhere_and_keeps_the_pools_as_they_are(
     managers: Managers, file: PoolsFile
