@@ -68,9 +68,7 @@ def keep(
             for pool, decision in decided.items():
                 log.info("%s: %s", pool, decision.summary())
             return 0
-        kind = "pool" if len(pools) == 1 else "pools"
-        names = ", ".join(pool.name for pool in pools)
-        operation.systemd.tell(READY, f"STATUS=keeping the {kind} {names}")
+        operation.say()
         restart = manager.run()
         # One that waits for another manager's lease has no workers to end.
         is_ours = manager.lease is None or manager.lease.is_held
@@ -107,6 +105,7 @@ class Keeping:
         self._locks: dict[str, PoolLock] = {}
         self._alarm = alarm
         self._operation = operation
+        operation.kept = self._kept
         self._stack = stack
         self._client: Client
         self._lease: Lease

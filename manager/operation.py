@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ from manager.governor import CallsWitness, GovernedBackend, Governor, Governors
 from manager.money import Account, Budget, Period
 from manager.policy import PoolConfig
 from manager.pulse import Pulse
-from manager.systemd import Systemd
+from manager.systemd import READY, Systemd
 from manager.watchdog import Watchdog
 from manager.witness import Witness
 from manager.wrapped import WatchedBackend
@@ -39,6 +39,9 @@ class Operation(Witness):
         self._metrics: Metrics | None = None
         self._by_pool: dict[str, PoolMetrics] = {}
         self._paces: dict[str, Governor] = {}
+        self.kept: Collection[str] = ()
+        """The names of the pools that are kept now."""
+        self._said = ""
         self._stack = ExitStack()
 
     def __enter__(self) -> Operation:
@@ -107,6 +110,14 @@ class Operation(Witness):
         if self._metrics is not None:
             self._metrics.is_config_good.set(is_good)
 
+    def say(self, error: Exception | None = None) -> None:
+        """To `systemctl status`: what is kept, or why nothing can be done now."""
+        kind = "pool" if len(self.kept) == 1 else "pools"
+        doing = str(error) if error is not None else f"keeping the {kind} {', '.join(self.kept)}"
+        if doing != self._said:
+            self.systemd.tell(READY, f"STATUS={' '.join(doing.split())}")
+        self._said = doing
+
     # Who wants to know
 
     @property
@@ -121,6 +132,7 @@ class Operation(Witness):
 
     def ticked(self, seconds: float, error: Exception | None, wait_seconds: float) -> None:
         self.pulse.ticked(seconds, error, wait_seconds)
+        self.say(error)
         self._governors.ticked(seconds, error, wait_seconds)
         for pool, metrics in self._by_pool.items():
             metrics.ticked(seconds, error, wait_seconds)

@@ -15,6 +15,8 @@ from pool_fakes import GIB, FakeServer
 from bundles.client import Client
 from bundles.home import Credentials
 from manager.alarm import SIGNALS, Alarm
+from manager.lease import LeaseLost
+from manager.operation import Operation
 from manager.pulse import MISSED_TICKS, TICK_SECONDS, Pulse
 from manager.queue import QueueConfig
 from manager.staged import StagedBundles
@@ -195,6 +197,24 @@ def test_systemd_is_told_lines_also_at_an_abstract_address(
         name = abstract.getsockname().decode().replace("\0", "@", 1)
         Systemd({"NOTIFY_SOCKET": name}).tell(READY)
         assert heard(abstract) == ["READY=1"]
+
+
+def test_systemd_is_told_why_nothing_can_be_done_and_when_it_can_again(
+    listener: socket.socket,
+) -> None:
+    address = f"/proc/self/cwd/{listener.getsockname()}"
+    with Operation({"NOTIFY_SOCKET": address}, Alarm()) as operation:
+        operation.kept = ["one", "two"]
+        operation.say()
+        for error in (None, LeaseLost("another manager\nkeeps a pool"), LeaseLost("another"), None):
+            operation.ticked(0.1, error, 5.0)
+    said = [line for words in heard(listener) for line in words.split("\n") if "STATUS" in line]
+    assert said == [
+        "STATUS=keeping the pools one, two",
+        "STATUS=another manager keeps a pool",
+        "STATUS=another",
+        "STATUS=keeping the pools one, two",
+    ]
 
 
 @pytest.mark.parametrize("address", ["", "/no/such/socket", "vsock:2:1234"])
