@@ -25,7 +25,7 @@ from backends.base import (
     Throttled,
     Unreachable,
 )
-from bundles.errors import BundlesError, Conflict, NotFound, NotPermitted
+from bundles.errors import BundlesError
 from bundles.exits import WorkerExit
 from manager.alarm import Alarm
 from manager.capacity import Demand
@@ -36,6 +36,7 @@ from manager.launcher import Launcher
 from manager.lease import Lease
 from manager.ledger import Launch, Ledger, Outcome
 from manager.money import FREE, Terms
+from manager.notices import Notices
 from manager.observe import START_SECONDS, Observation, Observer, has_a_run
 from manager.policy import Decision, PoolConfig, count, surplus
 from manager.quiet import QuietList
@@ -45,7 +46,6 @@ from manager.witness import Witness
 if TYPE_CHECKING:
     from bundles.client import Client
 
-ENDS_TOLD_AGAIN = 50
 ENDING_SECONDS = 120.0
 """A worker that was asked to end has so long; services give half a minute by themselves."""
 OUTPUTS_KEPT = 3
@@ -98,13 +98,10 @@ class PoolKeeper:
     _throttled_until: float = 0.0
     _failed_workers: int = 0
     _surplus_since: float | None = None
-    _untold: dict[str, str] = field(default_factory=dict)
-    """Workers whose jobs have ended, and why: the server has yet to hear of it."""
     _ending: dict[str, float] = field(default_factory=dict)
     """Jobs that were asked to end, and when they last were."""
     _kept: set[str] = field(default_factory=set)
     """Jobs that cannot be ended by themselves."""
-    _told_to_drain: set[str] = field(default_factory=set)
     _unregistered: frozenset[str] = frozenset()
     _answering_since: float = 0.0
     """The server's silence is not held against workers that could not come meanwhile."""
@@ -114,7 +111,7 @@ class PoolKeeper:
 
     def __post_init__(self) -> None:
         self.quiet = QuietList(self.backend)
-        self._recall_ends()
+        self._notices = Notices(self.pool, self.client, self.ledger, self.alarm, self.clock)
 
     # Looking
 
@@ -229,7 +226,7 @@ class PoolKeeper:
         for job in ended:
             log.info("%s", _farewell(job))
             if job.exit_code != WorkerExit.FINISHED:  # who left well has said so itself
-                self._untold[job.worker_id] = _farewell(job)
+                self._notices.ended(job.worker_id, _farewell(job))
             self._failed_workers += job.cause is EndCause.FAILED
         self._record_failures(ended)
         if self.failures_allowed is not None and self._failed_workers > self.failures_allowed:
@@ -244,9 +241,9 @@ class PoolKeeper:
         ]
         if missing:
             self._record_missing(missing)
-        self._tell_of_ends()
+        self._notices.tell_of_ends()
         draining = [one for one in observation.running if one.draining is not None]
-        self._tell_to_drain([str(one.key) for one in draining])
+        self._notices.tell_to_drain([str(one.key) for one in draining])
 
     def _record_missing(self, missing: Sequence[Launch]) -> None:
         asked = [launch.key for launch in missing if launch.job_id in self._ending]
@@ -320,52 +317,6 @@ class PoolKeeper:
             log.debug("the output of %s cannot be had: %s", job_id, error)
             return ""
 
-    def _recall_ends(self) -> None:
-        """Ends that the last manager may have written down and not told of."""
-        for launch in self.ledger.recent(self.pool, ENDS_TOLD_AGAIN):
-            is_over = launch.ended is not None and launch.cause is not None
-            if is_over and launch.exit_code != WorkerExit.FINISHED:
-                self._untold[str(launch.key)] = f"{launch.key} ended: {launch.why}"
-
-    def _tell_of_ends(self) -> None:
-        """Have the server stage again what workers had that did not leave by themselves.
-
-        Raises BundlesError when it does not answer; what it did not hear is told again.
-        """
-        if "checkout" not in self.client.features:
-            return
-        for worker_id, why in list(self._untold.items()):
-            with self.alarm.interruptible():
-                try:
-                    restaged = self.client.checkout(worker_id, None, why)
-                except (NotPermitted, Conflict) as error:  # not a worker of this user
-                    log.debug("%s is not checked out: %s", worker_id, error)
-                    restaged = []
-            del self._untold[worker_id]
-            key = LaunchKey.parse(worker_id)
-            if restaged and key is not None:  # it had bundles, however short it lived
-                self.ledger.record_first_bundle({key: self.clock()})
-            if restaged:
-                log.info("%s of %s staged again", count(len(restaged), "bundle"), worker_id)
-
-    def _tell_to_drain(self, worker_ids: Sequence[str]) -> None:
-        """Have the server give these workers nothing more; what it did not hear is told again.
-
-        Raises BundlesError when it does not answer. A server that cannot tell them gives them
-        bundles until the grace is over.
-        """
-        if "drain" not in self.client.features:
-            return
-        for worker_id in worker_ids:
-            if worker_id in self._told_to_drain:
-                continue
-            with self.alarm.interruptible():
-                try:
-                    self.client.drain_worker(worker_id, "its pool has more workers than it may")
-                except (NotFound, NotPermitted, Conflict) as error:
-                    log.debug("%s is not told to drain: %s", worker_id, error)
-            self._told_to_drain.add(worker_id)
-
     # Acting
 
     def act(self, decision: Decision, observation: Observation) -> Done:
@@ -407,7 +358,7 @@ class PoolKeeper:
         self.ledger.record_draining([keys[job_id] for job_id in told], self.clock())
         results: list[dict[str, Any]] = [{"drain": job_id, "error": None} for job_id in told]
         if "drain" in self.client.features:
-            self._tell_to_drain([str(keys[job_id]) for job_id in told])
+            self._notices.tell_to_drain([str(keys[job_id]) for job_id in told])
             return results
         return results + self._end([job_id for job_id in told if job_id in observation.idle])
 
