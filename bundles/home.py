@@ -122,6 +122,17 @@ def find_credentials(
     )
 
 
+def given_token(environ: Mapping[str, str] = os.environ) -> str | None:
+    """The administrator's token that a server is given, from where `find_credentials` takes it:
+    `WORKER_MANAGER_TOKEN`, else systemd's credential `token`. Raises UsageError when that cannot be
+    read."""
+    if token := environ.get(TOKEN_VARIABLE):
+        return token
+    directory = environ.get(CREDENTIALS_VARIABLE)
+    found = _of_systemd(Path(directory)) if directory else None
+    return found.token if found else None
+
+
 def _of_systemd(directory: Path) -> Credentials | None:
     """Files that are this unit's alone by the directory they are in, not by their modes: systemd
     may let the unit's user in by an access list, which a mode shows as the group's right."""

@@ -6,9 +6,10 @@ import logging
 
 import click
 
-from bundles.cli.options import Settings
+from bundles.cli.options import SIZE, Settings
 from bundles.errors import UsageError
-from bundles.home import DEFAULT_PORT, HOME_VARIABLE, Home
+from bundles.home import DEFAULT_PORT, HOME_VARIABLE, Home, given_token
+from bundles.sizes import parse_size
 
 LOWEST_TIMEOUT_SECONDS = 1.0
 
@@ -33,6 +34,18 @@ LOWEST_TIMEOUT_SECONDS = 1.0
     help="postgresql://USER@HOST/NAME or sqlite:///PATH.  [default: SQLite in the home directory]",
 )
 @click.option(
+    "--contents",
+    metavar="PLACE",
+    help="s3://BUCKET/PREFIX or a directory.  [default: `contents` in the home directory]",
+)
+@click.option(
+    "--contents-cache",
+    type=SIZE,
+    metavar="SIZE",
+    help="With contents in S3: how much of them is kept in the home directory, besides what is "
+    "being read.  [default: 10g]",
+)
+@click.option(
     "--worker-timeout-seconds",
     type=float,
     default=60.0,
@@ -45,13 +58,16 @@ def serve(
     host: str,
     port: int,
     database: str | None,
+    contents: str | None,
+    contents_cache: str | None,
     worker_timeout_seconds: float,
     verbose: bool,
 ) -> None:
     """Keep the queue of bundles and answer clients and workers, until Ctrl-C.
 
     The first start makes an admin and writes their token to the file `token` of the home
-    directory, where the other commands find it.
+    directory, where the other commands find it. The token in WORKER_MANAGER_TOKEN, or in systemd's
+    credential `token`, is the admin's too for as long as the server is started with it.
     """
     if not LOWEST_TIMEOUT_SECONDS <= worker_timeout_seconds < float("inf"):
         raise UsageError(
@@ -67,6 +83,15 @@ def serve(
     from bundles.server import run
 
     run.serve(
-        run.Settings(Home.find(home), host, port, database, worker_timeout_seconds),
+        run.Settings(
+            Home.find(home),
+            host,
+            port,
+            database_url=database,
+            contents=contents,
+            contents_cache_bytes=None if contents_cache is None else parse_size(contents_cache),
+            given_token=given_token(),
+            worker_timeout_seconds=worker_timeout_seconds,
+        ),
         announce=lambda address: click.echo(f"Serving on {address}"),
     )

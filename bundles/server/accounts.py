@@ -38,7 +38,8 @@ class User:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A bearer token. ``kind``: home, access, refresh or worker; ``expires``: None for never."""
+    """A bearer token. ``kind``: home, given (at the server's start), access, refresh or worker;
+    ``expires``: None for never."""
 
     digest: str
     user_id: str

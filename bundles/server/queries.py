@@ -28,7 +28,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from bundles.errors import NotFound, UsageError
 from bundles.model import FINAL_STATES, Dependency, State, queue_tag
 from bundles.server import schema
-from bundles.server.accounts import Accounts, Caller
+from bundles.server.accounts import ROOT_ID, Accounts, Caller
 from bundles.server.keywords import Condition, Search
 from bundles.server.records import as_mapping, chunks, read_dependencies
 
@@ -199,6 +199,12 @@ def first_transition(connection: Connection) -> int | None:
     """The id with which this database's history begins."""
     first: int | None = connection.scalar(select(func.min(schema.transition.c.id)))
     return first
+
+
+def identity(connection: Connection) -> str:
+    """What this database is known by, and none but a copy of it: when its admin was made."""
+    query = select(schema.user.c.created).where(schema.user.c.id == ROOT_ID)
+    return f"{connection.execute(query).scalar_one():.6f}"
 
 
 def locations(connection: Connection) -> set[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
-from bundles.errors import Conflict, NotFound, NotPermitted
+from bundles.errors import Conflict, NotFound, NotPermitted, UsageError
 from bundles.model import new_uuid
 from bundles.server import schema
 from bundles.server.accounts import (
@@ -27,10 +27,34 @@ from bundles.server.accounts import (
 from bundles.server.books import Books
 
 HOME_KIND = "home"
+GIVEN_KIND = "given"
+SHORTEST_GIVEN_TOKEN = 20
+"""Characters. Of a token only one round of sha256 is kept, so that it must not be a guess away."""
 
 
-def bootstrap(connection: Connection, token_path: Path, now: float) -> None:
-    """See to it that the admin exists and the token file holds a token of theirs."""
+def check_given(token: str) -> str:
+    """The token without space around it. Raises UsageError for one that is too short, or that no
+    header can carry; it is not shown."""
+    text = token.strip()
+    if len(text) < SHORTEST_GIVEN_TOKEN or not text.isascii() or not text.isprintable():
+        raise UsageError(
+            f"the token given to this server cannot be used: it must have at least "
+            f"{SHORTEST_GIVEN_TOKEN} printable ASCII characters, such as `openssl rand -hex 24` "
+            "prints"
+        )
+    if " " in text:
+        raise UsageError("the token given to this server cannot be used: there is a space in it")
+    return text
+
+
+def bootstrap(
+    connection: Connection, token_path: Path, now: float, given: str | None = None
+) -> None:
+    """See to it that the admin exists, the token file holds a token of theirs, and ``given`` (as
+    check_given returns it) is another: until a server is started without it.
+
+    Raises UsageError when ``given`` is somebody's token already.
+    """
     with connection.begin():
         if connection.execute(select(schema.user.c.id).limit(1)).first() is None:
             connection.execute(
@@ -38,24 +62,47 @@ def bootstrap(connection: Connection, token_path: Path, now: float) -> None:
                     id=ROOT_ID, name=ROOT_NAME, password=None, is_root=True, created=now
                 )
             )
-        table = schema.token
-        kept = set(
-            connection.scalars(select(table.c.digest).where(table.c.kind == HOME_KIND)).all()
+        _keep_home_token(connection, token_path)
+        _take_given(connection, given)
+
+
+def _keep_home_token(connection: Connection, token_path: Path) -> None:
+    table = schema.token
+    kept = set(connection.scalars(select(table.c.digest).where(table.c.kind == HOME_KIND)).all())
+    try:
+        present = token_path.read_text().strip()
+    except OSError:
+        present = ""
+    if present and digest(present) in kept:
+        os.chmod(token_path, 0o600)
+        return
+    # A file that is gone may have gone anywhere: what was in it opens nothing any more.
+    connection.execute(delete(table).where(table.c.kind == HOME_KIND))
+    text = new_token()
+    connection.execute(
+        insert(table).values(digest=digest(text), user_id=ROOT_ID, kind=HOME_KIND, expires=None)
+    )
+    write_private(token_path, text + "\n")
+
+
+def _take_given(connection: Connection, given: str | None) -> None:
+    table = schema.token
+    connection.execute(delete(table).where(table.c.kind == GIVEN_KIND))
+    if given is None:
+        return
+    key = digest(given)
+    kind = connection.execute(select(table.c.kind).where(table.c.digest == key)).scalar()
+    if kind == HOME_KIND:
+        return  # the token file's own
+    if kind is not None:
+        # A worker's, perhaps, whose environment this server was started in.
+        raise UsageError(
+            f"the token given to this server is one of its own {kind} tokens: the administrator "
+            "must have another"
         )
-        try:
-            present = token_path.read_text().strip()
-        except OSError:
-            present = ""
-        if present and digest(present) in kept:
-            os.chmod(token_path, 0o600)
-            return
-        # A file that is gone may have gone anywhere: what was in it opens nothing any more.
-        connection.execute(delete(table).where(table.c.kind == HOME_KIND))
-        text = new_token()
-        connection.execute(
-            insert(table).values(digest=digest(text), user_id=ROOT_ID, kind=HOME_KIND, expires=None)
-        )
-        write_private(token_path, text + "\n")
+    connection.execute(
+        insert(table).values(digest=key, user_id=ROOT_ID, kind=GIVEN_KIND, expires=None)
+    )
 
 
 def write_private(path: Path, text: str) -> None:

@@ -8,7 +8,7 @@ import logging
 import signal
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import uvicorn
 from filelock import FileLock, Timeout
@@ -18,13 +18,22 @@ from starlette.responses import PlainTextResponse, Response
 
 from bundles.errors import ServerFault, UsageError
 from bundles.home import Home
-from bundles.server import registry
+from bundles.server import queries, registry
 from bundles.server.books import Clock
 from bundles.server.connection import Connection
 from bundles.server.database import Database
-from bundles.server.endpoints import bundles, changes, contents, leases, people, workers
+from bundles.server.endpoints import (
+    bundles,
+    changes,
+    contents,
+    health,
+    leases,
+    people,
+    workers,
+)
+from bundles.server.places import open_store
 from bundles.server.service import Service
-from bundles.server.store import DirectoryStore
+from bundles.server.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -37,12 +46,17 @@ BACKLOG = 2048
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How to serve. ``port`` 0: any that is free; ``database_url`` None: SQLite in the home."""
+    """How to serve. ``port`` 0: any that is free; ``database_url`` None: SQLite in the home;
+    ``contents`` as open_store takes it; ``given_token``: the administrator's, besides the home's.
+    """
 
     home: Home
     host: str
     port: int
     database_url: str | None = None
+    contents: str | None = None
+    contents_cache_bytes: int | None = None
+    given_token: str | None = field(default=None, repr=False)
     worker_timeout_seconds: float = 60.0
 
 
@@ -51,7 +65,9 @@ def serve(settings: Settings, announce: Callable[[str], None]) -> None:
 
     Raises UsageError and ServerFault when it cannot be started.
     """
+    given = registry.check_given(settings.given_token) if settings.given_token is not None else None
     root = settings.home.create()
+    store = open_store(settings.contents, settings.contents_cache_bytes, root)
     lock = FileLock(root / "server.lock", timeout=0)
     try:
         lock.acquire()
@@ -63,7 +79,7 @@ def serve(settings: Settings, announce: Callable[[str], None]) -> None:
     with lock:
         listener = _listen(settings.host, settings.port)
         try:
-            _serve(settings, listener, announce)
+            _serve(settings, store, given, listener, announce)
         finally:
             listener.close()
 
@@ -88,15 +104,23 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _serve(settings: Settings, listener: socket.socket, announce: Callable[[str], None]) -> None:
+def _serve(
+    settings: Settings,
+    store: Store,
+    given_token: str | None,
+    listener: socket.socket,
+    announce: Callable[[str], None],
+) -> None:
     home, clock = settings.home, Clock()
-    store = DirectoryStore(home.path / "contents")
-    store.prepare()
     database = Database(settings.database_url, home.path)
     try:
         database.migrate()
-        registry.bootstrap(database.writer(), home.token_path, clock.wall())
+        registry.bootstrap(database.writer(), home.token_path, clock.wall(), given_token)
+        with database.read() as connection:
+            identity = queries.identity(connection)
+        store.prepare(identity)
     except BaseException:
+        store.close()
         database.close()
         raise
     host, port = listener.getsockname()[:2]
@@ -116,15 +140,15 @@ def _serve(settings: Settings, listener: socket.socket, announce: Callable[[str]
 
 async def _run(
     database: Database,
-    store: DirectoryStore,
+    store: Store,
     clock: Clock,
     worker_timeout_seconds: float,
     listener: socket.socket,
     on_start: Callable[[], None],
 ) -> None:
     service = Service(database, store, worker_timeout_seconds=worker_timeout_seconds, clock=clock)
-    await service.start()
     try:
+        await service.start()
         config = uvicorn.Config(
             make_application(service),
             http=Connection,
@@ -154,6 +178,7 @@ def make_application(service: Service) -> Starlette:
         *bundles.routes(service),
         *leases.routes(service),
         *people.routes(service),
+        *health.routes(service),
     ]
     return Starlette(
         routes=routes,

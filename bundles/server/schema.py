@@ -44,7 +44,7 @@ token = Table(
     metadata,
     Column("digest", Text, primary_key=True),  # sha256: the token itself is nowhere
     Column("user_id", Text, ForeignKey("bundle_user.id"), nullable=False),
-    Column("kind", Text, nullable=False),  # home | access | refresh | worker
+    Column("kind", Text, nullable=False),  # home | given | access | refresh | worker
     Column("expires", Float),  # null: never
 )
 

@@ -9,6 +9,7 @@ import errno
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, TypeVar
 
 import orjson
@@ -41,7 +42,7 @@ from bundles.server.feed import Feed
 from bundles.server.mailroom import Mailroom
 from bundles.server.registry import renew_token
 from bundles.server.sockets import Sockets
-from bundles.server.store import Store, delete_all, sweep
+from bundles.server.store import SharedStore, Store, delete_all, sweep
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +51,11 @@ T = TypeVar("T")
 JSON_LIMIT_BYTES = 64 * 1024**2
 READING_THREADS = 8
 STORING_THREADS = 8
+FETCHING_THREADS = 4
+FETCHING_SECONDS = 30.0
+"""How long a reader waits for contents that are fetched, before it is told to come again: less than
+clients wait for an answer."""
+RETRY_AFTER_SECONDS = "5"
 BACKGROUND_SECONDS = 1.0
 """How long a server that ends waits for what it does in the background; the next start goes on."""
 
@@ -64,6 +70,8 @@ class Service:
     ) -> None:
         self.database = database
         self.store = store
+        self.shared_store = store if isinstance(store, SharedStore) else None
+        """None where workers cannot have the store's file system."""
         self.clock = clock
         self.worker_timeout_seconds = worker_timeout_seconds
         self.mailroom = Mailroom()
@@ -77,6 +85,8 @@ class Service:
         self.history_start = 0
         self._readers = ThreadPoolExecutor(READING_THREADS, thread_name_prefix="reader")
         self._storekeepers = ThreadPoolExecutor(STORING_THREADS, thread_name_prefix="store")
+        self._fetchers = ThreadPoolExecutor(FETCHING_THREADS, thread_name_prefix="fetch")
+        self._fetches: dict[str, asyncio.Future[None]] = {}
         self._background: set[asyncio.Future[Any]] = set()
 
     async def start(self) -> None:
@@ -104,6 +114,8 @@ class Service:
         if self._background:
             await asyncio.wait(self._background, timeout=BACKGROUND_SECONDS)
         await asyncio.to_thread(self.desk.stop)
+        await asyncio.to_thread(self.store.close)
+        self._fetchers.shutdown(wait=True, cancel_futures=True)
         self._readers.shutdown(wait=False, cancel_futures=True)
         self._storekeepers.shutdown(wait=True, cancel_futures=True)
         self.database.close()
@@ -137,12 +149,13 @@ class Service:
         directory of its run."""
         bundle = letter.message.get("bundle") or {}
         location = bundle.get("location")
-        if location is None:
+        store = self.shared_store
+        if location is None or store is None:
             return
         for part in (bundle, *bundle["dependencies"]):
             if part["location"] is not None:
-                part["location"] = self.store.address(part["location"])
-        self._in_background(self.store_io(lambda: self.store.lay_out(location)))
+                part["location"] = store.address(part["location"])
+        self._in_background(self.store_io(lambda: store.lay_out(location)))
 
     def _in_background(self, work: Awaitable[Any]) -> None:
         task = asyncio.ensure_future(work)
@@ -162,33 +175,60 @@ class Service:
 
     # Threads
 
+    def check_database(self) -> None:
+        """Read something. Blocks. Raises ServerFault when the database fails."""
+        self._reading(queries.first_transition)
+
     async def read(self, function: Callable[..., T], *arguments: Any) -> T:
         """Call ``function(connection, *arguments)`` over a connection that reads.
 
         Raises what it raises, and ServerFault when the database fails.
         """
+        return await self._in_thread(self._readers, lambda: self._reading(function, *arguments))
 
-        def job() -> T:
-            try:
-                with self.database.read() as connection:
-                    return function(connection, *arguments)
-            except SQLAlchemyError as error:
-                raise ServerFault(
-                    f"the database failed ({first_line(error)}): try again"
-                ) from error
-
-        return await self._in_thread(self._readers, job)
+    def _reading(self, function: Callable[..., T], *arguments: Any) -> T:
+        try:
+            with self.database.read() as connection:
+                return function(connection, *arguments)
+        except SQLAlchemyError as error:
+            raise ServerFault(f"the database failed ({first_line(error)}): try again") from error
 
     async def store_io(self, job: Callable[[], T]) -> T:
         """Do something with the store. Raises DiskFull, or ServerFault for other disk errors."""
+        return await self._in_thread(self._storekeepers, lambda: _guarded(job))
 
-        def guarded() -> T:
-            try:
-                return job()
-            except OSError as error:
-                raise disk_fault(error) from error
+    async def hold(self, location: str) -> Path:
+        """The contents there, brought if need be; they stay until ``release``.
 
-        return await self._in_thread(self._storekeepers, guarded)
+        However many want the same, it is brought once, also when those have gone meanwhile.
+        Raises NotFound, ServerFault, also when it takes long.
+        """
+        deadline = self.clock.monotonic() + FETCHING_SECONDS
+        while (root := await self.store_io(lambda: self.store.hold(location))) is None:
+            fetch = self._fetches.get(location)
+            if fetch is None:
+                fetch = asyncio.ensure_future(
+                    self._in_thread(
+                        self._fetchers, lambda: _guarded(lambda: self.store.fetch(location))
+                    )
+                )
+                self._fetches[location] = fetch
+                fetch.add_done_callback(lambda fetch: self._end_fetch(location, fetch))
+            left = deadline - self.clock.monotonic()
+            await asyncio.wait([fetch], timeout=max(0.0, left))
+            if not fetch.done() or left <= 0:
+                raise ServerFault("these contents are on their way from the store: try again")
+            fetch.result()
+        return root
+
+    def _end_fetch(self, location: str, fetch: asyncio.Future[None]) -> None:
+        del self._fetches[location]
+        if not fetch.cancelled():
+            fetch.exception()  # those who wait raise it, if there still are any
+
+    def release(self, location: str) -> None:
+        """Undo one ``hold``, in the background."""
+        self._in_background(self.store_io(lambda: self.store.release(location)))
 
     async def think(self, job: Callable[[], T]) -> T:
         """Do something that takes long but waits for nothing, while others are answered."""
@@ -226,6 +266,13 @@ class Service:
     async def act(self, operation: Callable[[Books], T]) -> T:
         """Have the desk do something."""
         return await self.desk.do(operation)
+
+
+def _guarded(job: Callable[[], T]) -> T:
+    try:
+        return job()
+    except OSError as error:
+        raise disk_fault(error) from error
 
 
 # Bodies and replies
@@ -297,6 +344,8 @@ def error_reply(error: BundlesError) -> Response:
     headers = {}
     if isinstance(error, TooLarge):
         headers["Connection"] = "close"  # the rest of the body is not wanted
+    if error.status == ServerFault.status:
+        headers["Retry-After"] = RETRY_AFTER_SECONDS
     sentence = " ".join(str(error).split()) or type(error).__name__
     return PlainTextResponse(sentence, error.status or 500, headers)
 

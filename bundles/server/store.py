@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -16,19 +17,31 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, runtime_checkable
 
 from bundles.archive import check_path, is_inside, pack, unpack
-from bundles.errors import NotFound
+from bundles.errors import NotFound, ServerFault
 
 log = logging.getLogger(__name__)
 
 CHUNK_BYTES = 256 * 1024
 SHA256_DIGITS = 64
+MARK = "database"
+LOCATION = re.compile(r"[0-9a-f]{2}/0x[0-9a-f]{32}-[0-9a-f-]+")
+"""Nothing else at the same place is ours to list, or to sweep away."""
 
 
 class Store(Protocol):
-    """Where contents lie. Every method blocks; OSError passes through (a full disk, say)."""
+    """Where contents lie. Every method blocks, and raises ServerFault, or OSError for what the
+    disk says (that it is full, say)."""
+
+    def prepare(self, identity: str) -> None:
+        """Get ready for the database that is known by ``identity``, and throw away what was
+        arriving when the last server ended. Raises ServerFault when what lies there belongs to
+        another one, whose contents the first ``sweep`` would remove."""
+
+    def close(self) -> None:
+        """End what is under way."""
 
     def open(self) -> Path:
         """A new temporary place: a path that does not exist yet, on the store's own disk."""
@@ -38,10 +51,32 @@ class Store(Protocol):
 
     def commit(self, place: Path, uuid: str, sha256: str | None = None) -> str:
         """Keep what lies at a temporary place, also through a power cut; returns the location to
-        find it by. ``sha256``: the digest of a file, in hexadecimal, to be kept with it."""
+        find it by. ``sha256``: the digest of a file, in hexadecimal, to be kept with it; a
+        directory has none."""
 
-    def sha256(self, location: str) -> str | None:
-        """The digest that was kept with a file."""
+    def hold(self, location: str) -> Path | None:
+        """The file or directory there, which stays at this path until ``release``. None: it has to
+        be fetched before."""
+
+    def fetch(self, location: str) -> None:
+        """Bring what ``hold`` has not. Raises NotFound."""
+
+    def release(self, location: str) -> None:
+        """Undo one ``hold``."""
+
+    def delete(self, location: str) -> None:
+        """Remove contents; those that are gone already are no error."""
+
+    def list(self) -> Iterator[str]:
+        """Every location there is, or an error: never fewer."""
+
+    def check(self) -> None:
+        """See that contents can be reached, cheaply."""
+
+
+@runtime_checkable
+class SharedStore(Store, Protocol):
+    """A store that workers may have the file system of."""
 
     def lay_out(self, location: str) -> None:
         """Make an empty directory there, for a worker that shares the store's file system; one
@@ -53,38 +88,43 @@ class Store(Protocol):
     def measure(self, location: str) -> int:
         """The bytes of the files there together, as they lie on disk now."""
 
-    def path(self, location: str, path: str) -> Path:
-        """The file or directory at a path of some contents. Raises NotFound, UsageError."""
-
-    def delete(self, location: str) -> None:
-        """Remove contents; those that are gone already are no error."""
-
-    def list(self) -> Iterator[str]:
-        """Every location there is."""
-
 
 class DirectoryStore:
     """A store in one directory: `incoming/` for what arrives, and 256 directories by uuid.
 
-    A location ends with the digest of the file there, if it is one.
+    A location ends with the digest of the file there, if it is one. In a directory that was given
+    (not the home's own, which has its database beside it), `database` says whose it is.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, is_given: bool = False) -> None:
         self._root = root
         self._incoming = root / "incoming"
+        self._mark = root / MARK if is_given else None
 
-    def prepare(self) -> None:
-        """Make the directories and throw away what was arriving when the last server ended."""
+    def prepare(self, identity: str) -> None:
         self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self._mark is not None:
+            mark = self._mark.read_text() if self._mark.exists() else ""
+            if mark:
+                check_mark(str(self._root), mark, identity)
+            elif any(path != self._mark for path in self._root.iterdir()):
+                raise not_ours(str(self._root))
+            else:
+                self._mark.write_text(identity)
+                _sync(self._mark)
+                _sync(self._root)
         if self._incoming.exists():
-            _remove(self._incoming)
+            remove(self._incoming)
         self._incoming.mkdir(mode=0o700, exist_ok=True)
+
+    def close(self) -> None:
+        """Nothing is under way but in the caller's threads."""
 
     def open(self) -> Path:
         return self._incoming / secrets.token_hex(8)
 
     def discard_open(self, place: Path) -> None:
-        _remove(place)
+        remove(place)
 
     def commit(self, place: Path, uuid: str, sha256: str | None = None) -> str:
         location = f"{uuid[2:4]}/{uuid}-{place.name}" + (f"-{sha256}" if sha256 else "")
@@ -98,9 +138,14 @@ class DirectoryStore:
         _sync(target.parent)
         return location
 
-    def sha256(self, location: str) -> str | None:
-        _, _, last = location.rpartition("-")
-        return last if len(last) == SHA256_DIGITS else None
+    def hold(self, location: str) -> Path:
+        return self._root / location
+
+    def fetch(self, location: str) -> None:
+        """Nothing has to be."""
+
+    def release(self, location: str) -> None:
+        """Nothing is held."""
 
     def lay_out(self, location: str) -> None:
         (self._root / location).mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -120,21 +165,50 @@ class DirectoryStore:
                         size_bytes += entry.stat(follow_symlinks=False).st_size
         return size_bytes
 
-    def path(self, location: str, path: str) -> Path:
-        root = self._root / location
-        found = root / check_path(path) if path else root
-        if not os.path.lexists(found) or not is_inside(root, found.parent if path else root):
-            raise NotFound(f"there is nothing at {path!r} in the bundle")
-        return found
-
     def delete(self, location: str) -> None:
-        _remove(self._root / location)
+        remove(self._root / location)
 
     def list(self) -> Iterator[str]:
         for directory in sorted(self._root.iterdir()):
             if directory != self._incoming and directory.is_dir():
                 for place in directory.iterdir():
-                    yield f"{directory.name}/{place.name}"
+                    location = f"{directory.name}/{place.name}"
+                    if LOCATION.fullmatch(location):
+                        yield location
+
+    def check(self) -> None:
+        self._incoming.stat()
+
+
+def check_mark(place: str, mark: str, identity: str) -> None:
+    """Raises ServerFault unless a place that is marked is that database's."""
+    if mark.strip() != identity:
+        raise ServerFault(
+            f"the contents at {place} belong to another database: give that one with --database, "
+            "or a place of its own to this one with --contents"
+        )
+
+
+def not_ours(place: str) -> ServerFault:
+    """What to say of a place that holds something and is not marked."""
+    return ServerFault(
+        f"there is something at {place} that no server of bundles has put there: give an empty "
+        "place with --contents"
+    )
+
+
+def sha256_in(location: str) -> str | None:
+    """The digest that was kept with a file."""
+    _, _, last = location.rpartition("-")
+    return last if len(last) == SHA256_DIGITS else None
+
+
+def find(root: Path, path: str) -> Path:
+    """The file or directory at a path of the contents at ``root``. Raises NotFound, UsageError."""
+    found = root / check_path(path) if path else root
+    if not os.path.lexists(found) or not is_inside(root, found.parent if path else root):
+        raise NotFound(f"there is nothing at {path!r} in the bundle")
+    return found
 
 
 def location_of_run(uuid: str, claim: int) -> str:
@@ -242,7 +316,7 @@ def _sync(path: str | Path) -> None:
         os.close(descriptor)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
     def force(function: Any, name: str, error: Any) -> None:
         # A directory without the right to write keeps its entries: take the right and try again.
         try:

@@ -18,6 +18,7 @@ from urllib.parse import quote
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import BaseRoute
+from starlette.types import Receive, Scope, Send
 
 from bundles.archive import check_path, compress, packing
 from bundles.errors import BundlesError, NotFound, ServerFault, UsageError
@@ -27,7 +28,16 @@ from bundles.server.accounts import Caller
 from bundles.server.rendering import document
 from bundles.server.service import Service, empty, read_json, reply, route
 from bundles.server.sockets import Answer
-from bundles.server.store import Received, Store, describe, pack_directory, readable, receive
+from bundles.server.store import (
+    Received,
+    Store,
+    describe,
+    find,
+    pack_directory,
+    readable,
+    receive,
+    sha256_in,
+)
 
 ARCHIVES = (".tar.gz", ".tgz", ".tar")
 """What is unpacked on arrival, unless `unpack=0`."""
@@ -202,14 +212,18 @@ async def _info(service: Service, request: Request, caller: Caller) -> Response:
     if row["location"] is not None:
         location = row["location"]
 
+        root = await service.hold(location)
+
         def look() -> dict[str, Any]:
-            root = service.store.path(location, "")
-            found = describe(root, service.store.path(location, path), depth)
+            found = describe(root, find(root, path), depth)
             if not path:
                 found["name"] = row["name"] or row["uuid"]
             return found
 
-        info = await service.store_io(look)
+        try:
+            info = await service.store_io(look)
+        finally:
+            service.release(location)
     elif _ended_with_nothing(row, path):
         info = {"name": row["name"] or row["uuid"], "type": "directory", "size": 0, "perm": 0o755}
         info |= {"contents": []} if depth else {}
@@ -262,12 +276,49 @@ async def _download(service: Service, request: Request, caller: Caller) -> Respo
     if row["location"] is None:
         return await _download_running(service, row, path, section, is_gzip_accepted)
     location = row["location"]
+    root = await service.hold(location)
+    try:
+        response = await _download_kept(
+            service, request, row, path, root, section, is_gzip_accepted
+        )
+    except BaseException:
+        service.release(location)
+        raise
+    if isinstance(response, StreamingResponse):
+        return _Held(response, lambda: service.release(location))
+    service.release(location)
+    return response
+
+
+class _Held(Response):
+    """A reply whose body is read while it is sent: what is read is let go only after that."""
+
+    def __init__(self, response: StreamingResponse, release: Callable[[], None]) -> None:
+        self._response = response
+        self._release = release
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._response(scope, receive, send)
+        finally:
+            self._release()
+
+
+async def _download_kept(
+    service: Service,
+    request: Request,
+    row: Mapping[str, Any],
+    path: str,
+    root: Path,
+    section: tuple[int | None, int | None] | None,
+    is_gzip_accepted: bool,
+) -> Response:
+    location = row["location"]
     # A worker that shares the file system writes what is read here meanwhile.
     is_final = row["state"] in FINAL_STATES
 
     def look() -> tuple[Path, bool, int]:
-        root = service.store.path(location, "")
-        found = readable(root, service.store.path(location, path))
+        found = readable(root, find(root, path))
         is_directory = found.is_dir()
         return found, is_directory, 0 if is_directory else found.stat().st_size
 
@@ -292,7 +343,7 @@ async def _download(service: Service, request: Request, caller: Caller) -> Respo
     if is_final:
         headers["ETag"] = _tag(location, path)
     headers["Accept-Ranges"] = "bytes"
-    sha256 = None if path else service.store.sha256(location)
+    sha256 = None if path else sha256_in(location)
     if sha256 is not None:
         headers["Repr-Digest"] = f"sha-256=:{b64encode(bytes.fromhex(sha256)).decode()}:"
     if section is not None and request.headers.get("if-range") in (None, headers.get("ETag")):

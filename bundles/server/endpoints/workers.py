@@ -76,7 +76,15 @@ async def _check_in(service: Service, request: Request, caller: Caller) -> Respo
 
 
 async def _count_in_place(service: Service, worker_id: str, said: Checkin) -> dict[str, int]:
-    if not said.shared_file_system or not said.runs:
+    if not said.shared_file_system:
+        return {}
+    store = service.shared_store
+    if store is None:
+        raise UsageError(
+            "this server keeps contents where no worker has them: start the worker without "
+            "--shared-file-system"
+        )
+    if not said.runs:
         return {}
     found = await service.act(lambda books: checkin.written_in_place(books, worker_id, said))
     if not found:
@@ -85,7 +93,7 @@ async def _count_in_place(service: Service, worker_id: str, said: Checkin) -> di
 
     def count() -> None:
         for uuid, location in found.items():
-            sizes_bytes[uuid] = service.store.measure(location)
+            sizes_bytes[uuid] = store.measure(location)
 
     with suppress(TimeoutError):  # then the worker's own figure does
         await asyncio.wait_for(service.store_io(count), COUNTING_SECONDS)
