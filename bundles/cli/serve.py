@@ -78,6 +78,7 @@ def serve(
     if settings is not None:
         settings.verbose = verbose
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    logging.getLogger("botocore").setLevel(logging.WARNING)  # it tells where it found what
     if verbose:
         logging.getLogger("bundles").setLevel(logging.DEBUG)
     from bundles.server import run

@@ -1,5 +1,5 @@
 """One prefix of one S3 bucket: objects up, down, listed and removed; each call with time-outs and a
-bounded number of attempts, and then one ServerFault. Knows nothing of bundles.
+bounded number of attempts, and then one StoreFault. Knows nothing of bundles.
 
 Region, endpoint and credentials are found by boto3, as of every program of AWS (`AWS_REGION`,
 `AWS_ENDPOINT_URL`, the credential chain).
@@ -7,7 +7,6 @@ Region, endpoint and credentials are found by boto3, as of every program of AWS 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,8 +15,7 @@ from typing import Any
 
 from bundles.errors import BundlesError, NotFound, ServerFault
 from bundles.server.places import S3Place
-
-log = logging.getLogger(__name__)
+from bundles.server.store import StoreFault
 
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 10.0
@@ -179,8 +177,10 @@ class Bucket:
             return NotFound(f"{self}: {doing}: there is no such object")
         if self._is_closing:
             return ServerFault("the server ends: try again later")
-        log.error("S3 failed at %s, %s: %s", self, doing, " ".join(str(error).split()))
-        return ServerFault(f"the store of contents, {self}, failed ({code}): try again")
+        return StoreFault(
+            f"the store of contents, {self}, failed ({code}): try again",
+            f"the store of contents, {self}, failed, {doing}: {' '.join(str(error).split())}",
+        )
 
 
 def _code(error: Exception) -> str:

@@ -33,7 +33,7 @@ from bundles.server.endpoints import (
 )
 from bundles.server.places import open_store
 from bundles.server.service import Service
-from bundles.server.store import Store
+from bundles.server.store import Store, StoreFault
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +118,10 @@ def _serve(
         registry.bootstrap(database.writer(), home.token_path, clock.wall(), given_token)
         with database.read() as connection:
             identity = queries.identity(connection)
-        store.prepare(identity)
+        try:
+            store.prepare(identity)
+        except StoreFault as fault:
+            raise ServerFault(fault.details) from fault
     except BaseException:
         store.close()
         database.close()

@@ -42,7 +42,7 @@ from bundles.server.feed import Feed
 from bundles.server.mailroom import Mailroom
 from bundles.server.registry import renew_token
 from bundles.server.sockets import Sockets
-from bundles.server.store import SharedStore, Store, delete_all, sweep
+from bundles.server.store import SharedStore, Store, StoreFault, delete_all, sweep
 
 log = logging.getLogger(__name__)
 
@@ -271,6 +271,9 @@ class Service:
 def _guarded(job: Callable[[], T]) -> T:
     try:
         return job()
+    except StoreFault as error:
+        log.error("%s", error.details)
+        raise
     except OSError as error:
         raise disk_fault(error) from error
 

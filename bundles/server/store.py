@@ -31,6 +31,14 @@ LOCATION = re.compile(r"[0-9a-f]{2}/0x[0-9a-f]{32}-[0-9a-f-]+")
 """Nothing else at the same place is ours to list, or to sweep away."""
 
 
+class StoreFault(ServerFault):
+    """The service that contents lie at failed. ``details``: its own words, for the log alone."""
+
+    def __init__(self, message: str, details: str) -> None:
+        super().__init__(message)
+        self.details = details
+
+
 class Store(Protocol):
     """Where contents lie. Every method blocks, and raises ServerFault, or OSError for what the
     disk says (that it is full, say)."""

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from bundles.errors import BundlesError
+from bundles.errors import BundlesError, ServerFault
 from bundles.server.service import Service, disk_fault
 
 log = logging.getLogger(__name__)
@@ -55,15 +55,12 @@ class _Health:
         """One line; "" when all is well."""
         async with self._asking:
             if self._clock.monotonic() >= self._fresh_until:
-                found = await asyncio.gather(*map(self._look, self._parts))
-                trouble = "; ".join(filter(None, found))
-                if trouble and trouble != self._trouble:
-                    log.error("not healthy: %s", trouble)
-                self._trouble = trouble
+                faults = filter(None, await asyncio.gather(*map(self._look, self._parts)))
+                self._say("; ".join(map(str, faults)))
                 self._fresh_until = self._clock.monotonic() + LASTING_SECONDS
             return self._trouble
 
-    async def _look(self, part: str) -> str:
+    async def _look(self, part: str) -> BundlesError | None:
         look = self._looks.get(part)
         if look is None or look.done():
             loop = asyncio.get_running_loop()
@@ -71,12 +68,16 @@ class _Health:
             look.add_done_callback(lambda look: look.cancelled() or look.exception())
         await asyncio.wait([look], timeout=LOOKING_SECONDS)
         if not look.done():
-            return f"the {part} has not answered for {LOOKING_SECONDS:g} s"
+            return ServerFault(f"the {part} has not answered for {LOOKING_SECONDS:g} s")
         error = look.exception()
-        if error is None:
-            return ""
         if isinstance(error, OSError):
-            error = disk_fault(error)
-        if not isinstance(error, BundlesError):
-            log.error("looking at the %s failed unexpectedly", part, exc_info=error)
-        return " ".join(str(error).split())
+            return disk_fault(error)
+        if error is None or isinstance(error, BundlesError):
+            return error
+        log.error("looking at the %s failed unexpectedly", part, exc_info=error)
+        return BundlesError(f"the {part} failed unexpectedly: the log says more")
+
+    def _say(self, trouble: str) -> None:
+        if trouble and trouble != self._trouble:
+            log.error("not healthy: %s", trouble)
+        self._trouble = trouble
