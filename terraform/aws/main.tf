@@ -24,7 +24,7 @@ locals {
 
   options = concat(
     [
-      "--server", var.server_url,
+      "--server", local.server_url,
       "--pool", var.pool,
       "--min-workers", tostring(var.min_workers),
       "--max-workers", tostring(var.max_workers),

@@ -23,7 +23,7 @@ locals {
 resource "aws_cloudwatch_log_group" "this" {
   #checkov:skip=CKV_AWS_158: AWS's own key encrypts it; there is no secret in it
   #checkov:skip=CKV_AWS_338: log_retention_days is the user's choice
-  for_each          = toset(["manager", "workers"])
+  for_each          = toset(concat(["manager", "workers"], local.own_server ? ["server"] : []))
   name              = "/worker-manager/${var.name}/${each.key}"
   retention_in_days = var.log_retention_days
   tags              = local.tags
@@ -34,7 +34,7 @@ resource "aws_secretsmanager_secret" "credentials" {
   #checkov:skip=CKV2_AWS_57: a server of bundles has nothing that AWS could rotate
   count                   = var.credentials_secret == null ? 1 : 0
   name_prefix             = "${var.name}-credentials-"
-  description             = "JSON object with ${join(" and ", var.credential_variables)}: whom the manager is at ${var.server_url}"
+  description             = "JSON object with ${join(" and ", var.credential_variables)}: whom the manager is at its server"
   recovery_window_in_days = 7
   tags                    = local.tags
 }
@@ -181,7 +181,7 @@ resource "aws_ecs_service" "manager" {
 
 resource "aws_cloudwatch_metric_alarm" "manager" {
   alarm_name          = "${var.name}-manager-is-down"
-  alarm_description   = "For ten minutes no worker-manager ran: nothing launches workers for ${var.server_url}. Its log is ${aws_cloudwatch_log_group.this["manager"].name}."
+  alarm_description   = "For ten minutes no worker-manager ran: nothing launches workers for ${local.server_url}. Its log is ${aws_cloudwatch_log_group.this["manager"].name}."
   namespace           = "ECS/ContainerInsights"
   metric_name         = "RunningTaskCount"
   dimensions          = { ClusterName = aws_ecs_cluster.this.name, ServiceName = aws_ecs_service.manager.name }

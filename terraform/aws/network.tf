@@ -48,12 +48,13 @@ resource "aws_subnet" "private" {
   }
 }
 
+# A balancer wants two of them, a NAT gateway one.
 resource "aws_subnet" "public" {
-  count             = local.own_vpc ? 1 : 0
+  count             = !local.own_vpc ? 0 : local.own_server && var.server_public ? local.zones : 1
   vpc_id            = aws_vpc.this[0].id
-  availability_zone = data.aws_availability_zones.available[0].names[0]
-  cidr_block        = cidrsubnet(var.network_cidr, 4, 15)
-  tags              = merge(local.tags, { Name = "${var.name}-public" })
+  availability_zone = data.aws_availability_zones.available[0].names[count.index]
+  cidr_block        = cidrsubnet(var.network_cidr, 4, 15 - count.index)
+  tags              = merge(local.tags, { Name = "${var.name}-public-${count.index}" })
 
   # A zone that AWS adds later does not move it.
   lifecycle {
@@ -95,9 +96,9 @@ resource "aws_route" "public" {
 }
 
 resource "aws_route_table_association" "public" {
-  count          = local.own_vpc ? 1 : 0
+  count          = length(aws_subnet.public)
   route_table_id = aws_route_table.public[0].id
-  subnet_id      = aws_subnet.public[0].id
+  subnet_id      = aws_subnet.public[count.index].id
 }
 
 resource "aws_route_table" "private" {
@@ -129,9 +130,13 @@ resource "aws_vpc_endpoint" "s3" {
   tags              = merge(local.tags, { Name = "${var.name}-s3" })
 }
 
-# Manager and workers call out, and nobody calls them.
+# Manager and workers call out, and nobody calls them. A server is called by its balancer.
 resource "aws_security_group" "this" {
-  for_each    = { manager = "The manager", workers = "Workers and their machines", home = "The manager's home" }
+  #checkov:skip=CKV2_AWS_5: each of them is attached, by its key, which checkov does not follow
+  for_each = merge(
+    { manager = "The manager", workers = "Workers and their machines", home = "The manager's home" },
+    local.own_server ? { balancer = "The server's load balancer", server = "The server", database = "The server's database" } : {},
+  )
   name_prefix = "${var.name}-${each.key}-"
   description = each.value
   vpc_id      = local.vpc_id
@@ -143,7 +148,7 @@ resource "aws_security_group" "this" {
 }
 
 resource "aws_vpc_security_group_egress_rule" "out" {
-  for_each          = toset(["manager", "workers"])
+  for_each          = toset(concat(["manager", "workers"], local.own_server ? ["server"] : []))
   security_group_id = aws_security_group.this[each.key].id
   description       = "To the server, AWS, and whatever bundles fetch"
   cidr_ipv4         = "0.0.0.0/0"
@@ -159,4 +164,61 @@ resource "aws_vpc_security_group_ingress_rule" "home" {
   to_port                      = 2049
   ip_protocol                  = "tcp"
   tags                         = local.tags
+}
+
+# Around a server that is made here, by who asks and who answers.
+locals {
+  server_paths = !local.own_server ? {} : {
+    manager-balancer = { from = "manager", to = "balancer", port = local.balancer_port }
+    workers-balancer = { from = "workers", to = "balancer", port = local.balancer_port }
+    server-balancer  = { from = "server", to = "balancer", port = local.balancer_port }
+    balancer-server  = { from = "balancer", to = "server", port = local.server_port }
+    server-database  = { from = "server", to = "database", port = local.database_port }
+    server-home      = { from = "server", to = "home", port = 2049 }
+  }
+}
+
+resource "aws_vpc_security_group_ingress_rule" "server" {
+  for_each                     = local.server_paths
+  security_group_id            = aws_security_group.this[each.value.to].id
+  referenced_security_group_id = aws_security_group.this[each.value.from].id
+  description                  = "From the ${each.value.from} of ${var.name}"
+  from_port                    = each.value.port
+  to_port                      = each.value.port
+  ip_protocol                  = "tcp"
+  tags                         = local.tags
+}
+
+resource "aws_vpc_security_group_egress_rule" "balancer" {
+  count                        = local.own_server ? 1 : 0
+  security_group_id            = aws_security_group.this["balancer"].id
+  referenced_security_group_id = aws_security_group.this["server"].id
+  description                  = "To the server alone"
+  from_port                    = local.server_port
+  to_port                      = local.server_port
+  ip_protocol                  = "tcp"
+  tags                         = local.tags
+}
+
+# Whoever else may ask. To a public balancer manager and workers come by the NAT gateway.
+resource "aws_vpc_security_group_ingress_rule" "client" {
+  for_each          = toset(local.own_server ? var.server_client_cidrs : [])
+  security_group_id = aws_security_group.this["balancer"].id
+  cidr_ipv4         = each.key
+  description       = "From clients"
+  from_port         = local.balancer_port
+  to_port           = local.balancer_port
+  ip_protocol       = "tcp"
+  tags              = local.tags
+}
+
+resource "aws_vpc_security_group_ingress_rule" "nat" {
+  count             = local.own_server && local.own_vpc && var.server_public ? 1 : 0
+  security_group_id = aws_security_group.this["balancer"].id
+  cidr_ipv4         = "${aws_eip.nat[0].public_ip}/32"
+  description       = "From manager and workers, by the NAT gateway"
+  from_port         = local.balancer_port
+  to_port           = local.balancer_port
+  ip_protocol       = "tcp"
+  tags              = local.tags
 }

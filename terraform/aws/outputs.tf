@@ -1,3 +1,43 @@
+output "server_url" {
+  description = "Address of the server of bundles: the one that was given, or the one that was made."
+  value       = local.server_url
+}
+
+output "server_balancer" {
+  description = "What the name `server_domain` must lead to, where the server was made here: a load balancer's own name."
+  value       = one(aws_lb.server[*].dns_name)
+}
+
+output "server_service" {
+  description = "The server as a service of ECS, where it was made here: cluster and service."
+  value       = one([for one in aws_ecs_service.server : { cluster = aws_ecs_cluster.this.name, service = one.name }])
+}
+
+output "server_identity" {
+  description = "Who the server is, where it was made here: its role."
+  value       = one(aws_iam_role.server[*].arn)
+}
+
+output "server_log" {
+  description = "Where what the server prints is, where it was made here: a log group."
+  value       = local.own_server ? aws_cloudwatch_log_group.this["server"].name : null
+}
+
+output "contents_bucket" {
+  description = "The bucket of what bundles contain, where the server was made here."
+  value       = one(aws_s3_bucket.contents[*].id)
+}
+
+output "database_address" {
+  description = "The host of the server's database, where it was made here."
+  value       = one(aws_db_instance.this[*].address)
+}
+
+output "database_secret" {
+  description = "The secret in which RDS keeps the database's user and password, where it was made here."
+  value       = local.database_secret_arn
+}
+
 output "manager_options" {
   description = "All options of `worker-manager aws-batch`, as the service runs it."
   value       = local.options

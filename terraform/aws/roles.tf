@@ -51,10 +51,10 @@ resource "aws_iam_instance_profile" "machine" {
 # What starts containers: fetches image and credentials, opens the log
 
 data "aws_iam_policy_document" "execution" {
-  for_each = {
-    manager = { log_group = "manager", image = local.manager_image }
-    worker  = { log_group = "workers", image = local.worker_image }
-  }
+  for_each = merge(
+    { manager = { log_group = "manager", image = "manager" }, worker = { log_group = "workers", image = "worker" } },
+    local.own_server ? { server = { log_group = "server", image = "manager" } } : {},
+  )
 
   statement {
     actions   = ["logs:CreateLogStream", "logs:PutLogEvents"]
@@ -62,7 +62,7 @@ data "aws_iam_policy_document" "execution" {
   }
 
   dynamic "statement" {
-    for_each = local.repository_arns[each.key]
+    for_each = local.repository_arns[each.value.image]
 
     content {
       actions   = ["ecr:BatchCheckLayerAvailability", "ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer"]
@@ -71,7 +71,7 @@ data "aws_iam_policy_document" "execution" {
   }
 
   dynamic "statement" {
-    for_each = local.repository_arns[each.key]
+    for_each = local.repository_arns[each.value.image]
 
     content {
       actions   = ["ecr:GetAuthorizationToken"]
@@ -121,6 +121,83 @@ data "aws_iam_policy_document" "worker_execution" {
   statement {
     actions   = ["ssm:GetParameters"]
     resources = ["${local.parameters_arn}/*"]
+  }
+}
+
+resource "aws_iam_role" "server_execution" {
+  count              = local.own_server ? 1 : 0
+  name_prefix        = "${var.name}-"
+  description        = "Starts the server"
+  assume_role_policy = data.aws_iam_policy_document.trust["task"].json
+  tags               = local.tags
+}
+
+resource "aws_iam_role_policy" "server_execution" {
+  count  = local.own_server ? 1 : 0
+  name   = "start-server"
+  role   = aws_iam_role.server_execution[0].id
+  policy = data.aws_iam_policy_document.server_execution[0].json
+}
+
+data "aws_iam_policy_document" "server_execution" {
+  count                   = local.own_server ? 1 : 0
+  source_policy_documents = [data.aws_iam_policy_document.execution["server"].json]
+
+  statement {
+    actions   = ["secretsmanager:GetSecretValue"]
+    resources = [local.credentials_secret_arn, local.database_secret_arn]
+  }
+}
+
+# The server itself
+
+resource "aws_iam_role" "server" {
+  count              = local.own_server ? 1 : 0
+  name_prefix        = "${var.name}-"
+  description        = "The server"
+  assume_role_policy = data.aws_iam_policy_document.trust["task"].json
+  tags               = local.tags
+}
+
+resource "aws_iam_role_policy" "server" {
+  count  = local.own_server ? 1 : 0
+  name   = "keep-contents"
+  role   = aws_iam_role.server[0].id
+  policy = data.aws_iam_policy_document.server[0].json
+}
+
+data "aws_iam_policy_document" "server" {
+  count = local.own_server ? 1 : 0
+
+  statement {
+    sid = "KeepContents"
+    actions = [
+      "s3:AbortMultipartUpload",
+      "s3:DeleteObject",
+      "s3:GetObject",
+      "s3:ListMultipartUploadParts",
+      "s3:PutObject",
+    ]
+    resources = ["${aws_s3_bucket.contents[0].arn}/${local.contents_prefix}/*"]
+  }
+
+  # Not only below the prefix: S3 would then answer that an object is forbidden where it is missing.
+  statement {
+    sid       = "ListContents"
+    actions   = ["s3:ListBucket", "s3:ListBucketMultipartUploads"]
+    resources = [aws_s3_bucket.contents[0].arn]
+  }
+
+  statement {
+    sid       = "KeepItsHome"
+    actions   = ["elasticfilesystem:ClientMount", "elasticfilesystem:ClientWrite"]
+    resources = [aws_efs_file_system.home.arn]
+
+    condition {
+      test     = "StringEquals"
+      variable = "elasticfilesystem:AccessPointArn"
+      values   = [aws_efs_access_point.server[0].arn]
+    }
   }
 }
 

@@ -1,11 +1,12 @@
 # What belongs to all clouds is called alike in terraform/azure and terraform/gcp.
 
 variable "server_url" {
-  description = "Address of the server of bundles. The subnets must lead to it."
+  description = "Address of a server of bundles that is there already; the subnets must lead to it. Null: one is made, with PostgreSQL (RDS) and contents in S3."
   type        = string
+  default     = null
 
   validation {
-    condition     = can(regex("^https?://[^/\\s]+(/\\S*)?$", var.server_url))
+    condition     = var.server_url == null || can(regex("^https?://[^/\\s]+(/\\S*)?$", var.server_url))
     error_message = "server_url is an address: write http://… or https://…"
   }
 }
@@ -234,6 +235,11 @@ variable "subnet_ids" {
     condition     = (var.vpc_id == null) == (length(var.subnet_ids) == 0)
     error_message = "vpc_id and subnet_ids are given together, or neither is."
   }
+
+  validation {
+    condition     = var.server_url != null || length(var.subnet_ids) != 1
+    error_message = "A server that is made here needs subnets in two zones at least, for its balancer and its database."
+  }
 }
 
 variable "assign_public_ip" {
@@ -251,6 +257,91 @@ variable "network_cidr" {
     condition     = can(cidrsubnet(var.network_cidr, 4, 15))
     error_message = "network_cidr is a block such as 10.80.0.0/16."
   }
+}
+
+# The server, where `server_url` is null
+
+variable "server_domain" {
+  description = "The server's name, such as bundles.example.org, for which `server_certificate_arn` is, and which you let lead to `server_balancer` (a CNAME record). Null: the balancer's own name, by plain HTTP inside the VPC."
+  type        = string
+  default     = null
+
+  validation {
+    condition     = var.server_domain == null || can(regex("^([a-z0-9]([a-z0-9-]*[a-z0-9])?\\.)+[a-z][a-z0-9-]*[a-z0-9]$", var.server_domain))
+    error_message = "server_domain is a name such as bundles.example.org, without https://."
+  }
+
+  validation {
+    condition     = (var.server_domain == null) == (var.server_certificate_arn == null)
+    error_message = "server_domain and server_certificate_arn are given together, or neither is."
+  }
+}
+
+variable "server_certificate_arn" {
+  description = "A certificate of ACM for `server_domain`. Null: plain HTTP inside the VPC."
+  type        = string
+  default     = null
+
+  validation {
+    condition     = var.server_certificate_arn == null || can(regex("^arn:aws[a-z-]*:acm:[a-z0-9-]+:[0-9]{12}:certificate/.+$", var.server_certificate_arn))
+    error_message = "server_certificate_arn is arn:aws:acm:REGION:ACCOUNT:certificate/ID."
+  }
+}
+
+variable "server_public" {
+  description = "The server's load balancer has addresses of the internet, for `server_client_cidrs`. Only with a certificate."
+  type        = bool
+  default     = false
+
+  validation {
+    condition     = !var.server_public || var.server_domain != null
+    error_message = "A public server needs HTTPS: give server_domain and server_certificate_arn, or leave server_public false."
+  }
+}
+
+variable "server_public_subnet_ids" {
+  description = "Public subnets of `vpc_id` in two zones, where `server_public` is true and the VPC is given."
+  type        = list(string)
+  default     = []
+
+  validation {
+    condition     = !var.server_public || length(var.subnet_ids) == 0 || length(var.server_public_subnet_ids) > 1
+    error_message = "A public server in a VPC of yours needs server_public_subnet_ids, in two zones at least."
+  }
+}
+
+variable "server_client_cidrs" {
+  description = "Addresses from which users, and workers of other pools and queues, may ask the server, such as [\"10.80.0.0/16\"]. Manager and workers made here may anyway."
+  type        = list(string)
+  default     = []
+
+  validation {
+    condition     = alltrue([for cidr in var.server_client_cidrs : can(cidrhost(cidr, 0))])
+    error_message = "server_client_cidrs are blocks such as 10.80.0.0/16."
+  }
+}
+
+variable "server_deletion_protection" {
+  description = "Database and contents of the server cannot be destroyed. False, and applied: `terraform destroy` takes them, with all backups."
+  type        = bool
+  default     = true
+}
+
+variable "database_instance_class" {
+  description = "Machine of the server's database."
+  type        = string
+  default     = "db.t4g.small"
+
+  validation {
+    condition     = startswith(var.database_instance_class, "db.")
+    error_message = "database_instance_class is one of RDS, such as db.t4g.small."
+  }
+}
+
+variable "database_multi_zone" {
+  description = "The server's database has a stand-by in another zone, which costs as much again."
+  type        = bool
+  default     = false
 }
 
 # The manager
@@ -300,6 +391,11 @@ variable "credential_variables" {
       join(",", sort(var.credential_variables))
     )
     error_message = "credential_variables are WORKER_MANAGER_TOKEN, or CODALAB_USERNAME and CODALAB_PASSWORD."
+  }
+
+  validation {
+    condition     = var.server_url != null || contains(var.credential_variables, "WORKER_MANAGER_TOKEN")
+    error_message = "A server that is made here has one administrator, whose token is WORKER_MANAGER_TOKEN."
   }
 }
 

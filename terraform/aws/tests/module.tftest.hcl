@@ -52,6 +52,24 @@ mock_provider "aws" {
   mock_resource "aws_ecs_task_definition" {
     defaults = { arn = "arn:aws:ecs:eu-west-1:123456789012:task-definition/mock:1" }
   }
+  mock_resource "aws_lb" {
+    defaults = { arn = "arn:aws:elasticloadbalancing:eu-west-1:123456789012:loadbalancer/app/mock/1", dns_name = "mock.elb.amazonaws.com" }
+  }
+  mock_resource "aws_lb_target_group" {
+    defaults = { arn = "arn:aws:elasticloadbalancing:eu-west-1:123456789012:targetgroup/mock/1" }
+  }
+  mock_resource "aws_s3_bucket" {
+    defaults = { arn = "arn:aws:s3:::mock", id = "mock" }
+  }
+  mock_resource "aws_db_instance" {
+    defaults = {
+      address            = "mock.rds.amazonaws.com"
+      master_user_secret = [{ secret_arn = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:rds" }]
+    }
+  }
+  mock_resource "aws_eip" {
+    defaults = { public_ip = "203.0.113.7" }
+  }
 }
 
 variables {
@@ -75,6 +93,121 @@ run "everything_from_nothing" {
     condition     = !strcontains(aws_ecs_task_definition.manager.container_definitions, "secret_string")
     error_message = "A task definition says where a secret is, and nothing of it."
   }
+  assert {
+    condition     = length(aws_ecs_service.server) + length(aws_db_instance.this) + length(aws_s3_bucket.contents) + length(aws_lb.server) == 0
+    error_message = "There is no server beside the one that is given."
+  }
+}
+
+run "a_server_is_made_where_none_is_given" {
+  variables {
+    name       = "served"
+    server_url = null
+  }
+
+  assert {
+    condition = jsondecode(aws_ecs_task_definition.server[0].container_definitions)[0].command == [
+      "serve", "--host", "0.0.0.0", "--port", "2900",
+      "--database", "postgresql://bundles@mock.rds.amazonaws.com:5432/bundles?sslmode=require",
+      "--contents", "s3://mock/contents",
+    ]
+    error_message = "The server is told its database and its bucket, and no password."
+  }
+  assert {
+    condition = { for secret in jsondecode(aws_ecs_task_definition.server[0].container_definitions)[0].secrets : secret.name => secret.valueFrom } == {
+      PGPASSWORD           = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:rds:password::"
+      WORKER_MANAGER_TOKEN = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:mock:WORKER_MANAGER_TOKEN::"
+    }
+    error_message = "Server and manager have the same token; the password is the one that RDS made."
+  }
+  assert {
+    condition     = output.server_url == "http://mock.elb.amazonaws.com" && slice(output.manager_options, 0, 2) == ["--server", "http://mock.elb.amazonaws.com"]
+    error_message = "The manager is told where the balancer is."
+  }
+  assert {
+    condition     = aws_lb.server[0].internal && aws_lb_listener.server[0].protocol == "HTTP" && length(aws_vpc_security_group_ingress_rule.client) == 0
+    error_message = "Without a certificate the server is for the VPC alone."
+  }
+  assert {
+    condition     = aws_lb.server[0].idle_timeout > 300 && aws_lb.server[0].idle_timeout < 360
+    error_message = "The balancer waits longer than clients do, and shorter than the server keeps connections."
+  }
+  assert {
+    condition     = aws_db_instance.this[0].deletion_protection && !aws_s3_bucket.contents[0].force_destroy
+    error_message = "Neither database nor contents go by accident."
+  }
+  assert {
+    condition     = [aws_ecs_service.server[0].deployment_minimum_healthy_percent, aws_ecs_service.server[0].deployment_maximum_percent] == [0, 100]
+    error_message = "There is one server at a time."
+  }
+}
+
+run "a_public_server_has_a_certificate_and_its_own_may_reach_it" {
+  variables {
+    name                   = "public"
+    server_url             = null
+    server_domain          = "bundles.example.org"
+    server_certificate_arn = "arn:aws:acm:eu-west-1:123456789012:certificate/1"
+    server_public          = true
+    server_client_cidrs    = ["198.51.100.0/24"]
+  }
+
+  assert {
+    condition     = output.server_url == "https://bundles.example.org" && aws_lb_listener.server[0].protocol == "HTTPS" && aws_lb_listener.server[0].port == 443
+    error_message = "There is HTTPS, at the certificate's name, and nothing else."
+  }
+  assert {
+    condition     = !aws_lb.server[0].internal && length(aws_subnet.public) == 2
+    error_message = "A public balancer is in two public subnets."
+  }
+  assert {
+    condition     = aws_vpc_security_group_ingress_rule.nat[0].cidr_ipv4 == "203.0.113.7/32" && keys(aws_vpc_security_group_ingress_rule.client) == ["198.51.100.0/24"]
+    error_message = "Clients may ask, and what comes by the NAT gateway."
+  }
+}
+
+run "a_server_that_nobody_could_trust_or_reach_is_refused" {
+  command = plan
+
+  variables {
+    server_url              = null
+    server_domain           = "https://bundles.example.org"
+    server_client_cidrs     = ["everybody"]
+    credential_variables    = ["CODALAB_USERNAME", "CODALAB_PASSWORD"]
+    database_instance_class = "t4g.small"
+  }
+
+  expect_failures = [
+    var.server_domain, var.server_client_cidrs, var.credential_variables, var.database_instance_class,
+  ]
+}
+
+run "a_public_server_without_a_certificate_and_one_zone_are_refused" {
+  command = plan
+
+  variables {
+    server_url    = null
+    server_public = true
+    vpc_id        = "vpc-1"
+    subnet_ids    = ["subnet-1"]
+  }
+
+  expect_failures = [var.server_public, var.subnet_ids]
+}
+
+run "a_public_server_in_a_given_network_needs_its_public_subnets" {
+  command = plan
+
+  variables {
+    server_url             = null
+    server_domain          = "bundles.example.org"
+    server_certificate_arn = "arn:aws:acm:eu-west-1:123456789012:certificate/1"
+    server_public          = true
+    vpc_id                 = "vpc-1"
+    subnet_ids             = ["subnet-1", "subnet-2"]
+  }
+
+  expect_failures = [var.server_public_subnet_ids]
 }
 
 run "a_new_owner_for_each_name" {
@@ -139,7 +272,6 @@ run "values_that_make_no_sense_are_refused" {
   command = plan
 
   variables {
-    server_url         = "bundles.example.org"
     name               = "Worker Manager"
     max_workers        = -1
     spot_max_cpus      = 0
@@ -151,9 +283,19 @@ run "values_that_make_no_sense_are_refused" {
   }
 
   expect_failures = [
-    var.server_url, var.name, var.max_workers, var.on_demand_max_cpus, var.worker_memory_mb,
+    var.name, var.max_workers, var.on_demand_max_cpus, var.worker_memory_mb,
     var.subnet_ids, var.log_retention_days, var.tags,
   ]
+}
+
+run "the_address_of_a_server_is_one" {
+  command = plan
+
+  variables {
+    server_url = "bundles.example.org"
+  }
+
+  expect_failures = [var.server_url]
 }
 
 run "gpus_need_machines_that_have_them" {

@@ -1,4 +1,5 @@
-# A research group's pool in a network that is there: larger workers, their own role, an alarm by mail.
+# A research group's server and pool in a network that is there: the server on the internet by HTTPS,
+# for the group's addresses; larger workers, their own role, an alarm by mail.
 
 terraform {
   required_version = ">= 1.9"
@@ -17,9 +18,19 @@ variable "region" {
   default     = "us-east-1"
 }
 
-variable "server_url" {
-  description = "Address of the server of bundles."
+variable "server_domain" {
+  description = "The server's name, such as bundles.example.org."
   type        = string
+}
+
+variable "zone_id" {
+  description = "The zone of Route 53 that the name is in."
+  type        = string
+}
+
+variable "client_cidrs" {
+  description = "Addresses from which the group works."
+  type        = list(string)
 }
 
 variable "vpc_id" {
@@ -30,6 +41,16 @@ variable "vpc_id" {
 variable "subnet_ids" {
   description = "Its private subnets, one a zone."
   type        = list(string)
+}
+
+variable "public_subnet_ids" {
+  description = "Its public subnets, one a zone."
+  type        = list(string)
+}
+
+variable "nat_address" {
+  description = "Where the private subnets come from on the internet: the address of their NAT gateway."
+  type        = string
 }
 
 variable "batch_service_role_arn" {
@@ -62,6 +83,36 @@ resource "aws_sns_topic_subscription" "mail" {
   endpoint  = var.mail_address
 }
 
+resource "aws_acm_certificate" "server" {
+  domain_name       = var.server_domain
+  validation_method = "DNS"
+
+  lifecycle {
+    create_before_destroy = true
+  }
+}
+
+resource "aws_route53_record" "proof" {
+  zone_id = var.zone_id
+  name    = one([for one in aws_acm_certificate.server.domain_validation_options : one.resource_record_name])
+  type    = one([for one in aws_acm_certificate.server.domain_validation_options : one.resource_record_type])
+  records = [for one in aws_acm_certificate.server.domain_validation_options : one.resource_record_value]
+  ttl     = 300
+}
+
+resource "aws_acm_certificate_validation" "server" {
+  certificate_arn         = aws_acm_certificate.server.arn
+  validation_record_fqdns = [aws_route53_record.proof.fqdn]
+}
+
+resource "aws_route53_record" "server" {
+  zone_id = var.zone_id
+  name    = var.server_domain
+  type    = "CNAME"
+  records = [module.worker_manager.server_balancer]
+  ttl     = 300
+}
+
 # Workers may read the group's data.
 resource "aws_iam_role" "worker" {
   name_prefix = "folding-worker-"
@@ -91,10 +142,17 @@ resource "aws_iam_role_policy" "worker" {
 module "worker_manager" {
   source = "../.."
 
-  name       = "folding"
-  server_url = var.server_url
-  pool       = "folding"
-  tags       = { cost-centre = "4711" }
+  name = "folding"
+  pool = "folding"
+  tags = { cost-centre = "4711" }
+
+  server_domain            = var.server_domain
+  server_certificate_arn   = coalesce(aws_acm_certificate_validation.server.certificate_arn)
+  server_public            = true
+  server_public_subnet_ids = var.public_subnet_ids
+  server_client_cidrs      = concat(["${var.nat_address}/32"], var.client_cidrs)
+  database_instance_class  = "db.m7g.large"
+  database_multi_zone      = true
 
   vpc_id     = var.vpc_id
   subnet_ids = var.subnet_ids
@@ -111,7 +169,6 @@ module "worker_manager" {
 
   batch_service_role_arn = var.batch_service_role_arn
   manager_options        = ["--worker-idle-seconds", "300", "--attempts", "3"]
-  credential_variables   = ["CODALAB_USERNAME", "CODALAB_PASSWORD"]
   log_retention_days     = 90
   alarm_actions          = [aws_sns_topic.alarms.arn]
 }

@@ -1,4 +1,5 @@
-# Everything from nothing, for a server that is there: workers on spot machines, and a manager.
+# Everything from nothing: a server of bundles, unless there is one; workers on spot machines, and a
+# manager.
 
 terraform {
   required_version = ">= 1.9"
@@ -18,8 +19,9 @@ variable "region" {
 }
 
 variable "server_url" {
-  description = "Address of the server of bundles."
+  description = "Address of a server of bundles that is there already. Null: one is made, inside the VPC."
   type        = string
+  default     = null
 }
 
 provider "aws" {
