@@ -38,8 +38,9 @@ from bundles.server.store import Store, StoreFault
 log = logging.getLogger(__name__)
 
 FEATURES = "batch, changes, checkout, claims, drain, leases, resume, shapes, tokens"
-KEEP_ALIVE_SECONDS = 75
-"""Longer than clients keep idle connections, so that it is they who close them."""
+KEEP_ALIVE_SECONDS = 360
+"""Longer than clients, and load balancers before us, keep idle connections, so that it is they who
+close them. The one of terraform/aws waits as long as clients do for an upload, 300 s."""
 ENDING_SECONDS = 1
 BACKLOG = 2048
 
