@@ -12,7 +12,7 @@ from podman_engine import PodmanEngine
 from postgresql_engine import PostgreSQL
 from serving import Server
 from slurm_cluster import SlurmCluster
-from worker_image import EXTRAS, WorkerImage
+from worker_image import WorkerImage
 
 USERS = tuple(f"user-{number}" for number in range(1, 31))
 
@@ -41,9 +41,9 @@ def worker_image(
 
 @pytest.fixture(scope="session")
 def manager_image(worker_image: WorkerImage) -> str:
-    """The manager's image of deploy/Dockerfile, in the same engine; its reference."""
+    """The manager's image of deploy/Dockerfile, with all SDKs; its reference."""
     reference = "localhost/worker-manager:1"
-    worker_image.build_target("manager", reference, "--build-arg", f"EXTRAS={EXTRAS}")
+    worker_image.build_target("manager", reference)
     return reference
 
 

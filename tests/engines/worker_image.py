@@ -27,12 +27,17 @@ from pathlib import Path
 import host_files
 from docker_engine import TOOLS, DockerEngine, Registry
 
+from bundles import __version__
+
 BASE = "localhost/python:1"
 REFERENCE = "localhost/bundle-worker:1"
 ROOT = Path(__file__).resolve().parents[2]
 BUILD_SECONDS = 300.0
-EXTRAS = "docker,postgresql"
-"""Of the manager's image; the worker's has the first of them."""
+EXTRAS = "all"
+"""Of the manager's image, as the Dockerfile has it; the worker's has `docker`."""
+
+ABOUT = {"version": __version__, "revision": "a1b2c3", "source": "https://example.org/repository"}
+"""What the images' labels are to say."""
 
 BUILD_TOOLS = ("chown",)
 """What the steps of the Dockerfile call, besides Python and those."""
@@ -56,12 +61,13 @@ class WorkerImage:
         _gather_wheels(self._context / "wheels")
         self.build_target("worker", self.reference)
 
-    def build_target(self, target: str, reference: str, *options: str) -> None:
+    def build_target(self, target: str, reference: str) -> None:
         """Another image of the same Dockerfile, on the layers of this one."""
+        about = [f"--build-arg={name.upper()}={value}" for name, value in ABOUT.items()]
         subprocess.run(
             [
                 *("docker", "build", "--network", "none", "--target", target, "--tag", reference),
-                *("--build-arg", f"BASE={BASE}", "--build-arg", "PIP_NO_INDEX=1", *options),
+                *("--build-arg", f"BASE={BASE}", "--build-arg", "PIP_NO_INDEX=1", *about),
                 *("--file", str(self._context / "deploy" / "Dockerfile"), str(self._context)),
             ],
             # BuildKit is a program of its own, which not every machine has.
