@@ -721,7 +721,8 @@ class Client:
         return [message for message in messages if message]
 
     def checkout(self, worker_id: str, session: str | None, reason: str) -> list[str]:
-        """Say that this worker leaves (feature `checkout`); returns the uuids staged again.
+        """Say that this worker leaves (feature `checkout`); returns the uuids of what it had: they
+        are staged again, or have ended, being lost too often or to be killed.
 
         ``session`` None: a worker of ours is gone for good, and cannot say so itself.
         """
@@ -731,7 +732,7 @@ class Client:
             json={"session": session, "reason": reason},
             timeout_seconds=POLL_MARGIN_SECONDS,
         )
-        return list(reply.get("restaged") or ())
+        return [*(reply.get("restaged") or ()), *(reply.get("ended") or ())]
 
     def drain_worker(self, worker_id: str, why: str, *, drain: bool = True) -> None:
         """Have a worker of ours finish what it has, take nothing more, and leave; ``drain`` False:

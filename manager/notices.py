@@ -55,16 +55,16 @@ class Notices:
         for worker_id, why in list(self._ended.items()):
             with self._alarm.interruptible():
                 try:
-                    restaged = self._client.checkout(worker_id, None, why)
+                    had = self._client.checkout(worker_id, None, why)
                 except (NotPermitted, Conflict) as error:  # not a worker of this user
                     log.debug("%s is not checked out: %s", worker_id, error)
-                    restaged = []
+                    had = []
             del self._ended[worker_id]
             key = LaunchKey.parse(worker_id)
-            if restaged and key is not None:  # it had bundles, however short it lived
+            if had and key is not None:  # it had bundles, however short it lived
                 self._ledger.record_first_bundle({key: self._clock()})
-            if restaged:
-                log.info("%s of %s staged again", count(len(restaged), "bundle"), worker_id)
+            if had:
+                log.info("%s taken back from %s", count(len(had), "bundle"), worker_id)
 
     def tell_to_drain(self, worker_ids: Sequence[str]) -> None:
         """Have the server give these workers nothing more; what it did not hear is told again.

@@ -52,6 +52,13 @@ LOWEST_TIMEOUT_SECONDS = 1.0
     show_default=True,
     help="A worker that is not heard of for so long counts as gone.",
 )
+@click.option(
+    "--max-losses",
+    type=click.IntRange(min=1),
+    default=10,
+    show_default=True,
+    help="A bundle that was lost so often with a worker that ran it, fails.",
+)
 @click.option("--verbose", is_flag=True, help="Log every change, and tracebacks of errors.")
 def serve(
     home: str | None,
@@ -61,6 +68,7 @@ def serve(
     contents: str | None,
     contents_cache: str | None,
     worker_timeout_seconds: float,
+    max_losses: int,
     verbose: bool,
 ) -> None:
     """Keep the queue of bundles and answer clients and workers, until Ctrl-C.
@@ -93,6 +101,7 @@ def serve(
             contents_cache_bytes=None if contents_cache is None else parse_size(contents_cache),
             given_token=given_token(),
             worker_timeout_seconds=worker_timeout_seconds,
+            max_losses=max_losses,
         ),
         announce=lambda address: click.echo(f"Serving on {address}"),
     )

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from bundles.model import ASSIGNED_STATES, FINAL_STATES, Dependency, Resources, State
 from bundles.server.accounts import Accounts
@@ -31,7 +31,16 @@ FORMER_SESSIONS = 20
 RETIRED_SESSIONS = 10_000
 DISK_STEP_BYTES = 64 * 1024**2
 
-LASTING_METADATA = frozenset({"actions", "created"})
+LOST_WITH = "lost_with"
+"""Of a bundle's metadata: the workers that were lost while they ran it, in that order."""
+SUSPICIOUS_LOSSES = 3
+"""From so many on a bundle may be what ends its workers. Until it is known, it runs alone, so that
+it takes no others with it and is not blamed for them, and goes behind others for a while."""
+DEFERRED_SECONDS = 60.0
+"""How long, after that many losses; twice as long after each one more."""
+LONGEST_DEFERRED_SECONDS = 3600.0
+
+LASTING_METADATA = frozenset({"actions", "created", LOST_WITH})
 """Generated fields that survive when a bundle is staged again."""
 
 GENERATED_METADATA = frozenset(
@@ -41,6 +50,7 @@ GENERATED_METADATA = frozenset(
         "time_preparing", "time_running", "time_cleaning_up", "time_uploading_results",
         "docker_image", "exitcode", "job_handle", "remote", "remote_history",
         "on_preemptible_worker", "created", "data_size", "failure_message", "disk_utilization",
+        LOST_WITH,
     }
 )  # fmt: skip
 """Fields of a run that only the server and the worker write."""
@@ -109,6 +119,8 @@ class Entry:
     """The worker has the run on its disk: from now on not listing it means that it is lost."""
     start_by: float | None = None
     kill_sent: float = 0.0
+    deferred_until: float | None = None
+    """While it is staged: others go first, until then."""
 
     @property
     def name(self) -> str:
@@ -117,6 +129,21 @@ class Entry:
     @property
     def is_assigned(self) -> bool:
         return self.state in ASSIGNED_STATES
+
+    @property
+    def is_begun(self) -> bool:
+        """Its worker has the run, and may be at work on it."""
+        return self.is_assigned and (self.is_acknowledged or self.state is not State.STARTING)
+
+    @property
+    def lost_with(self) -> tuple[str, ...]:
+        """The workers that were lost while they ran it."""
+        return tuple(self.metadata.get(LOST_WITH) or ())
+
+    @property
+    def is_suspicious(self) -> bool:
+        """It was lost so often that it may be what ends its workers."""
+        return len(self.lost_with) >= SUSPICIOUS_LOSSES
 
     def past(self) -> Past:
         return Past(
@@ -127,8 +154,9 @@ class Entry:
     def need(self) -> Need:
         asked = self.resources
         return Need(
-            self.owner_id, asked.cpus, asked.gpus, asked.memory_bytes, asked.disk_bytes, asked.queue
-        )
+            self.owner_id, asked.cpus, asked.gpus, asked.memory_bytes, asked.disk_bytes,
+            asked.queue, self.is_suspicious,
+        )  # fmt: skip
 
     def waiting(self) -> Waiting:
         priority = self.metadata.get("request_priority")
@@ -138,6 +166,7 @@ class Entry:
             self.need(),
             NO_PRIORITY if priority is None or priority == "" else float(priority),
             frozenset((d.parent_uuid, d.parent_path) for d in self.dependencies),
+            self.deferred_until is not None,
         )
 
 
@@ -188,6 +217,11 @@ class Worker:
         """It finishes what it has and is given nothing more."""
         return self.drain_reason is not None
 
+    @property
+    def is_leaving(self) -> bool:
+        """It was going to end in any case: that it is gone says nothing of what it ran."""
+        return self.is_terminating or self.is_draining
+
 
 @dataclass(slots=True)
 class Lease:
@@ -201,6 +235,14 @@ class Lease:
     holder: str | None = None
     # In memory only
     end: float = 0.0
+
+
+class Taken(NamedTuple):
+    """The uuids of what was taken from a worker that is gone."""
+
+    restaged: Sequence[str] = ()
+    ended: Sequence[str] = ()
+    """It was to be killed, or had been lost too often."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,10 +273,13 @@ class Effects:
 class Books:
     """All of it. Operations call its methods; only its own thread may."""
 
-    def __init__(self, reader: Reader, clock: Clock, worker_timeout_seconds: float) -> None:
+    def __init__(
+        self, reader: Reader, clock: Clock, worker_timeout_seconds: float, max_losses: int
+    ) -> None:
         self.reader = reader
         self.clock = clock
         self.worker_timeout_seconds = worker_timeout_seconds
+        self.max_losses = max_losses
         self.accounts = Accounts()
         self.entries: dict[str, Entry] = {}
         self.workers: dict[str, Worker] = {}
@@ -249,6 +294,7 @@ class Books:
         self._letters = 0
         self._verdicts: dict[str, str | None] = {}
         self._unsettled: list[Entry] = []
+        self._deferred: dict[str, Entry] = {}
         self._retired: dict[tuple[str, str], None] = {}
         self.tick()
         self.start_batch()
@@ -300,7 +346,7 @@ class Books:
         if entry.state is State.CREATED:
             self._index_parents(entry)
         elif entry.state is State.STAGED:
-            self.scheduler.add(entry.waiting())
+            self._stage(entry)
         elif entry.is_assigned and entry.worker_id is not None:
             worker = self.workers.get(entry.worker_id)
             if worker is not None:
@@ -344,8 +390,8 @@ class Books:
             raise RuntimeError(f"{entry.uuid} cannot go from {before} to {state}")
         if before is State.STAGED:
             self.scheduler.remove(entry.uuid)
-            if entry.staged_status is not None:
-                entry.staged_status = None
+            self._deferred.pop(entry.uuid, None)
+            entry.staged_status = entry.deferred_until = None
         entry.state = state
         figures = self.live.get(entry.uuid)
         if figures:
@@ -353,12 +399,21 @@ class Books:
         self._note(entry, before, reason)
         self.touch(entry)
         if state is State.STAGED:
-            self.scheduler.add(entry.waiting())
+            self._stage(entry)
             verdict = self.scheduler.verdict(entry.uuid)
             if verdict is not None:
                 self._verdicts[entry.uuid] = verdict
         elif state in FINAL_STATES:
             self._ended(entry)
+
+    def _stage(self, entry: Entry) -> None:
+        if entry.is_suspicious:
+            more = len(entry.lost_with) - SUSPICIOUS_LOSSES
+            # So many doublings are far beyond the longest: more would not fit a float.
+            seconds = min(DEFERRED_SECONDS * 2.0 ** min(more, 30), LONGEST_DEFERRED_SECONDS)
+            entry.deferred_until = self.instant + seconds
+            self._deferred[entry.uuid] = entry
+        self.scheduler.add(entry.waiting())
 
     def end(self, entry: Entry, state: State, failure_message: str | None = None) -> None:
         """Move to a final state, with the reason where people look for it."""
@@ -422,6 +477,18 @@ class Books:
         self.scheduler.occupy(worker.id, entry.uuid, entry.need())
         self.move(entry, State.STARTING)
         self.send_run(entry)
+
+    def lose(self, entry: Entry, reason: str) -> None:
+        """Its worker was lost while at work on it: stage it again, unless that was once too often.
+        One that its worker cannot have begun, or whose worker was leaving, is staged again."""
+        worker = self.workers.get(entry.worker_id or "")
+        if entry.is_begun and worker is not None and not worker.is_leaving:
+            entry.metadata = {**entry.metadata, LOST_WITH: [*entry.lost_with, worker.id]}
+            if len(entry.lost_with) >= self.max_losses and entry.kill_message is None:
+                self.drop_contents(entry)
+                self.end(entry, State.FAILED, losses_message(entry.lost_with, reason))
+                return
+        self.restage(entry, reason)
 
     def restage(self, entry: Entry, reason: str) -> None:
         """Take a bundle from its worker and stage it again; one that was to be killed is killed."""
@@ -562,27 +629,34 @@ class Books:
             self.workers.pop(worker.id, None)
             self.changed_workers[worker.id] = None
 
-    def lose_worker(self, worker: Worker, *, restage: bool, reason: str) -> list[str]:
-        """The worker is gone. ``restage``: its bundles at once, whatever it is; else those it
-        cannot have begun, and all of a preemptible one. Returns the uuids staged again."""
+    def release_worker(self, worker: Worker, reason: str) -> Taken:
+        """The worker leaves and says so."""
+        return self._end_worker(worker, lambda entry: self.restage(entry, reason))
+
+    def lose_worker(self, worker: Worker, *, for_good: bool, reason: str) -> Taken:
+        """The worker is gone. What it ran is lost when that is ``for_good``, or it is preemptible;
+        else it may come back with what it can have begun."""
+
+        def lose(entry: Entry) -> None:
+            if for_good or worker.is_preemptible or not entry.is_begun:
+                self.lose(entry, reason)
+            else:
+                self.take_offline(entry)
+
+        return self._end_worker(worker, lose)
+
+    def _end_worker(self, worker: Worker, take: Callable[[Entry], None]) -> Taken:
         worker.is_live = False
         self.keep_worker(worker)
         self.scheduler.withdraw(worker.id)
-        before = len(self.effects.transitions)
-        for uuid in sorted(worker.assigned):
-            entry = self.entries[uuid]
-            begun = entry.is_acknowledged or entry.state is not State.STARTING
-            if restage or worker.is_preemptible or not begun:
-                self.restage(entry, reason)
-            else:
-                self.take_offline(entry)
+        entries = [self.entries[uuid] for uuid in sorted(worker.assigned)]
+        for entry in entries:
+            take(entry)
         self.forget_worker_if_done(worker)
-        return [
-            transition["uuid"]
-            for transition in self.effects.transitions[before:]
-            if transition["to_state"] is State.STAGED
-            and transition["from_state"] in ASSIGNED_STATES
-        ]
+        return Taken(
+            [entry.uuid for entry in entries if entry.state is State.STAGED],
+            [entry.uuid for entry in entries if entry.state in FINAL_STATES],
+        )
 
     def make_offer(self, worker: Worker) -> None:
         """Tell the scheduler what the worker has and takes, once it has said so."""
@@ -640,13 +714,19 @@ class Books:
         self._write_verdicts()
 
     def _expire(self) -> None:
+        for entry in list(self._deferred.values()):
+            if entry.deferred_until is not None and entry.deferred_until <= self.instant:
+                del self._deferred[entry.uuid]
+                entry.deferred_until = None
+                self.scheduler.remove(entry.uuid)
+                self.scheduler.add(entry.waiting())
         for worker in list(self.workers.values()):
             if not worker.is_live:
                 continue
             if worker.lease_end <= self.instant:
                 log.warning("worker %s has not been heard of: it counts as gone", worker.id)
                 reason = f"worker {worker.id} was not heard of"
-                self.lose_worker(worker, restage=False, reason=reason)
+                self.lose_worker(worker, for_good=False, reason=reason)
             elif not worker.has_claims:
                 for uuid in sorted(worker.assigned):
                     entry = self.entries[uuid]
@@ -674,6 +754,9 @@ class Books:
                     start_by = self.entries[uuid].start_by
                     if start_by is not None:
                         deadlines.append(start_by)
+        for entry in self._deferred.values():
+            if entry.deferred_until is not None:
+                deadlines.append(entry.deferred_until)
         if not deadlines:
             return None
         return max(0.0, min(deadlines) - self.clock.monotonic())
@@ -694,3 +777,14 @@ class Books:
         effects = self.effects
         self.start_batch()
         return effects
+
+
+def losses_message(lost_with: Sequence[str], reason: str) -> str:
+    """Why a bundle failed that was lost so often, and what to do. ``reason``: of the last time."""
+    return (
+        f"Lost {len(lost_with)} times while it ran, which is as often as the server allows "
+        f"(--max-losses): its workers {', '.join(lost_with)} went silent or came back without it "
+        f"(the last time: {reason}). It may be what ends them, by the memory or the disk that it "
+        "uses: let it run where that is bounded (--runtime docker, podman or apptainer), or ask "
+        "for more, and queue it again."
+    )

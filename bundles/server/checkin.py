@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from bundles.errors import Conflict, NotFound, NotPermitted, UsageError
 from bundles.model import FINAL_STATES, State
 from bundles.server.accounts import Caller
-from bundles.server.books import FORMER_SESSIONS, POLL_SECONDS, Books, Entry, Worker
+from bundles.server.books import FORMER_SESSIONS, POLL_SECONDS, Books, Entry, Taken, Worker
 from bundles.server.lifecycle import KILL_MESSAGE, advances, judge_end
 from bundles.server.requests import Checkin, CheckinRun, Checkout, Drain, StartBundle, explain
 
@@ -78,23 +78,25 @@ def check_in(
     if is_stale:
         return Receipt(worker.has_claims, worker.session or "")
     worker.sequence = said.sequence
+    was_leaving = worker.is_leaving
     _take_facts(books, caller, worker, said, is_new_session)
     _tell_drain(books, worker, said)
-    _take_runs(books, worker, said, is_new_session, sizes_bytes or {})
+    _take_runs(books, worker, said, is_new_session, was_leaving, sizes_bytes or {})
     books.make_offer(worker)
     return Receipt(worker.has_claims, worker.session or "")
 
 
-def check_out(books: Books, caller: Caller, worker_id: str, said: Checkout) -> list[str]:
-    """The worker leaves: its bundles are staged again. Returns their uuids.
+def check_out(books: Books, caller: Caller, worker_id: str, said: Checkout) -> Taken:
+    """The worker leaves: its bundles are staged again.
 
-    Without a session its owner says so of it, who knows that it will not come back.
+    Without a session its owner says so of it, who knows that it will not come back: what it ran
+    is lost.
     Raises Conflict when the session is not the worker's present one, NotPermitted when a worker
     says it of another.
     """
     worker = _known_worker(books, worker_id)
     if worker is None:
-        return []  # gone already: the reply to the first check-out was lost
+        return Taken()  # gone already: the reply to the first check-out was lost
     _check_owner(caller, worker)
     if said.session is None and caller.is_worker:
         raise NotPermitted("a worker checks itself out, by its session")
@@ -105,7 +107,9 @@ def check_out(books: Books, caller: Caller, worker_id: str, said: Checkout) -> l
         books.retire(worker_id, worker.session)
         if said.session is None:  # should it live and wait here, it is told at once
             books.effects.superseded.append((worker_id, worker.session))
-    return books.lose_worker(worker, restage=True, reason=reason)
+    if said.session is not None:
+        return books.release_worker(worker, reason)
+    return books.lose_worker(worker, for_good=True, reason=reason)
 
 
 def drain(books: Books, caller: Caller, worker_id: str, said: Drain) -> None:
@@ -250,6 +254,7 @@ def _take_runs(
     worker: Worker,
     said: Checkin,
     is_new_session: bool,
+    was_leaving: bool,
     sizes_bytes: Mapping[str, int],
 ) -> None:
     listed: set[str] = set()
@@ -274,8 +279,11 @@ def _take_runs(
         else:
             # It may have composed this check-in before it was given the run: twice is lost.
             is_lost = entry.is_acknowledged and uuid not in worker.listed
-        if is_lost:
-            books.restage(entry, f"worker {worker.id} lost it")
+        reason = f"worker {worker.id} lost it"
+        if is_lost and was_leaving:
+            books.restage(entry, reason)
+        elif is_lost:
+            books.lose(entry, reason)
     worker.listed = frozenset(listed)
 
 

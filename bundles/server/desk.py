@@ -57,11 +57,13 @@ class Desk:
         *,
         clock: Clock | None = None,
         worker_timeout_seconds: float = 60.0,
+        max_losses: int,
     ) -> None:
         self._database = database
         self._publish = publish
         self._clock = clock or Clock()
         self._worker_timeout_seconds = worker_timeout_seconds
+        self._max_losses = max_losses
         self._queue: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
         self._books: Books | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -152,7 +154,7 @@ class Desk:
 
     def _open_books(self) -> Books:
         connection = self._database.writer()
-        books = read_books(connection, self._clock, self._worker_timeout_seconds)
+        books = read_books(connection, self._clock, self._worker_timeout_seconds, self._max_losses)
         connection.rollback()
         self._books = books
         self.accounts, self.live = books.accounts, books.live

@@ -287,6 +287,8 @@ def _any_of(
     values = [*condition.values, *(also[value] for value in condition.values if value in also)]
     if "" in values:  # a field that is not there is as good as an empty one
         return or_(column.in_(values), column.is_(None))
+    if len(values) == 1:  # SQLite takes schema.staged for =, not for IN
+        return column == values[0]
     return column.in_(values)
 
 

@@ -116,9 +116,11 @@ class DatabaseReader:
 # Reading
 
 
-def read_books(connection: Connection, clock: Clock, worker_timeout_seconds: float) -> Books:
+def read_books(
+    connection: Connection, clock: Clock, worker_timeout_seconds: float, max_losses: int
+) -> Books:
     """Everything that has not ended, as it is in the database, with full leases."""
-    books = Books(DatabaseReader(connection), clock, worker_timeout_seconds)
+    books = Books(DatabaseReader(connection), clock, worker_timeout_seconds, max_losses)
     books.accounts = read_accounts(connection)
     books.next_bundle_id = 1 + (connection.scalar(select(func.max(_BUNDLE.id))) or 0)
     last = connection.scalar(select(func.max(schema.transition.c.id)))

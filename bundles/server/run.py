@@ -59,6 +59,7 @@ class Settings:
     contents_cache_bytes: int | None = None
     given_token: str | None = field(default=None, repr=False)
     worker_timeout_seconds: float = 60.0
+    max_losses: int = 10
 
 
 def serve(settings: Settings, announce: Callable[[str], None]) -> None:
@@ -137,20 +138,24 @@ def _serve(
     import uvloop
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(
-            _run(database, store, clock, settings.worker_timeout_seconds, listener, on_start)
-        )
+        runner.run(_run(database, store, clock, settings, listener, on_start))
 
 
 async def _run(
     database: Database,
     store: Store,
     clock: Clock,
-    worker_timeout_seconds: float,
+    settings: Settings,
     listener: socket.socket,
     on_start: Callable[[], None],
 ) -> None:
-    service = Service(database, store, worker_timeout_seconds=worker_timeout_seconds, clock=clock)
+    service = Service(
+        database,
+        store,
+        worker_timeout_seconds=settings.worker_timeout_seconds,
+        max_losses=settings.max_losses,
+        clock=clock,
+    )
     try:
         await service.start()
         config = uvicorn.Config(

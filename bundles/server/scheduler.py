@@ -20,7 +20,10 @@ NO_PRIORITY = -0.5
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What the bundles of one group ask for, and whose they are. ``queue``: a worker's tag."""
+    """What the bundles of one group ask for, and whose they are. ``queue``: a worker's tag.
+
+    ``alone``: no other bundle may be on the worker meanwhile.
+    """
 
     owner_id: str
     cpus: int = 1
@@ -28,17 +31,27 @@ class Need:
     memory_bytes: int = 0
     disk_bytes: int = 0
     queue: str = ""
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A staged bundle. Of two, the one with the smaller ``order`` was created first."""
+    """A staged bundle. Of two, the one with the smaller ``order`` was created first.
+
+    ``is_deferred``: every other that fits goes first, whatever its priority and its user.
+    """
 
     uuid: str
     order: int
     need: Need
     priority: float = NO_PRIORITY
     parents: frozenset[tuple[str, str]] = frozenset()
+    is_deferred: bool = False
+
+    @property
+    def place(self) -> tuple[bool, float, int, str]:
+        """Where it stands in its group."""
+        return self.is_deferred, -self.priority, self.order, self.uuid
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +85,7 @@ class Match(NamedTuple):
 @dataclass(slots=True)
 class _Group:
     need: Need
-    heap: list[tuple[float, int, str]] = field(default_factory=list)
+    heap: list[tuple[bool, float, int, str]] = field(default_factory=list)
     count: int = 0
     judged: bool = False
     verdict: str | None = None
@@ -88,11 +101,23 @@ class _Worker:
     taken: int = 0
     """Bundles matched to it since it last made an offer."""
     bundles: dict[str, Need] = field(default_factory=dict)
+    loners: int = 0
+    """How many of its bundles are to be alone: none or one."""
+    kept_for: Need | None = None
+    """It gets nothing until a bundle of this group, which is to be alone, has it."""
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether others may come beside what it has."""
+        return not self.loners and self.kept_for is None
 
     def has_room(self, need: Need) -> bool:
         offer = self.offer
+        is_open = not self.bundles if need.alone else not self.loners
         return (
-            need.cpus <= offer.cpus - self.cpus
+            is_open
+            and self.kept_for in (None, need)
+            and need.cpus <= offer.cpus - self.cpus
             and need.gpus <= offer.gpus - self.gpus
             and need.memory_bytes <= offer.memory_bytes - self.memory_bytes
             and (not need.disk_bytes or need.disk_bytes <= offer.disk_bytes - self.disk_bytes)
@@ -111,6 +136,8 @@ class Scheduler:
         self._freed: set[str] = set()
         self._offers_changed = False
         self._is_judged = True
+        self._alone: dict[Need, str | None] = {}
+        """The groups of those that are to be alone, and the worker that is kept for each."""
 
     # Bundles
 
@@ -124,8 +151,10 @@ class Scheduler:
             group = self._groups[bundle.need] = _Group(bundle.need)
             self._new_groups.add(bundle.need)
             self._is_judged = False
+            if bundle.need.alone:
+                self._alone.setdefault(bundle.need)
         group.count += 1
-        heapq.heappush(group.heap, (-bundle.priority, bundle.order, bundle.uuid))
+        heapq.heappush(group.heap, bundle.place)
 
     def remove(self, uuid: str) -> None:
         """A bundle is no longer staged, for whatever reason but a match."""
@@ -185,6 +214,7 @@ class Scheduler:
         worker.gpus += need.gpus
         worker.memory_bytes += need.memory_bytes
         worker.disk_bytes += need.disk_bytes
+        worker.loners += need.alone
         self._count(need.owner_id, 1)
 
     def release(self, worker_id: str, uuid: str) -> None:
@@ -197,13 +227,18 @@ class Scheduler:
         worker.gpus -= need.gpus
         worker.memory_bytes -= need.memory_bytes
         worker.disk_bytes -= need.disk_bytes
+        worker.loners -= need.alone
         self._count(need.owner_id, -1)
         self._freed.add(worker_id)
 
     def in_use(self, worker_id: str) -> tuple[int, int, int]:
-        """The cpus, gpus and bytes of memory that a worker's bundles asked for."""
+        """The cpus, gpus and bytes of memory that a worker's bundles asked for: all that it has
+        while nothing else may come beside its bundle."""
         worker = self._workers.get(worker_id)
-        return (worker.cpus, worker.gpus, worker.memory_bytes) if worker else (0, 0, 0)
+        if worker is None:
+            return 0, 0, 0
+        held = worker if worker.is_shared else worker.offer
+        return held.cpus, held.gpus, held.memory_bytes
 
     def _count(self, owner_id: str, step: int) -> None:
         self._running[owner_id] = self._running.get(owner_id, 0) + step
@@ -213,8 +248,11 @@ class Scheduler:
     def match(self) -> list[Match]:
         """Every assignment that is possible now, carried out in this index, best first.
 
-        Bundles go by priority, then to the user with the fewest running, then by age.
+        Bundles go by priority, then to the user with the fewest running, then by age. One that is
+        to be alone would wait for ever where others always come first: once it is not deferred, a
+        worker that has bundles is kept for it until it has none.
         """
+        self._let_go()
         freed = [
             self._workers[worker_id]
             for worker_id in sorted(self._freed)
@@ -239,7 +277,7 @@ class Scheduler:
             if present > key:  # this user got a bundle to run since the key was made
                 heapq.heappush(heads, (present, index))
                 continue
-            bundle = self._waiting[group.heap[0][2]]
+            bundle = self._waiting[group.heap[0][-1]]
             workers = everyone if group.need in self._new_groups else freed
             worker = _best(bundle, workers)
             if worker is None:
@@ -256,13 +294,47 @@ class Scheduler:
                 heapq.heappush(heads, (self._key(group), index))
         self._freed.clear()
         self._new_groups.clear()
+        self._keep()
         return matches
 
-    def _key(self, group: _Group) -> tuple[float, int, int]:
-        while group.heap[0][2] not in self._waiting:
+    def _let_go(self) -> None:
+        """Workers that are kept for no good reason any more are free again."""
+        for need, worker_id in list(self._alone.items()):
+            worker = self._workers.get(worker_id) if worker_id is not None else None
+            if worker is None or worker.kept_for != need:  # it left, and may have come anew
+                self._alone[need] = None
+            elif not (self._is_due(need) and _may_be_kept(worker, need)):
+                worker.kept_for = self._alone[need] = None
+                self._freed.add(worker.offer.worker_id)
+            if need not in self._groups:
+                del self._alone[need]
+
+    def _keep(self) -> None:
+        """Keep one worker for each group of bundles that are to be alone and found none."""
+        for need, worker_id in self._alone.items():
+            if worker_id is None and self._is_due(need):
+                worker = min(
+                    (w for w in self._workers.values() if w.is_shared and _may_be_kept(w, need)),
+                    key=lambda worker: (len(worker.bundles), worker.offer.worker_id),
+                    default=None,
+                )
+                if worker is not None:
+                    worker.kept_for = need
+                    self._alone[need] = worker.offer.worker_id
+
+    def _is_due(self, need: Need) -> bool:
+        """Whether one of the group waits and is not deferred."""
+        group = self._groups.get(need)
+        return group is not None and not self._key(group)[0]
+
+    def _key(self, group: _Group) -> tuple[bool, float, int, int]:
+        # What was removed is still in the heap, also if it was added again with another place.
+        while (bundle := self._waiting.get(group.heap[0][-1])) is None or (
+            bundle.place != group.heap[0]
+        ):
             heapq.heappop(group.heap)
-        rank, order, _ = group.heap[0]
-        return rank, self._running.get(group.need.owner_id, 0), order
+        is_deferred, rank, order, _ = group.heap[0]
+        return is_deferred, rank, self._running.get(group.need.owner_id, 0), order
 
     def judge(self) -> list[tuple[str, str | None]]:
         """Bundles about which the answer to "can any worker ever run it?" has changed.
@@ -332,6 +404,10 @@ def _can_ever(need: Need, offer: Offer) -> bool:
         and need.memory_bytes <= offer.memory_bytes
         and need.disk_bytes <= offer.disk_bytes
     )
+
+
+def _may_be_kept(worker: _Worker, need: Need) -> bool:
+    return _takes_more(worker) and _can_ever(need, worker.offer)
 
 
 def _best(bundle: Waiting, workers: Iterable[_Worker]) -> _Worker | None:

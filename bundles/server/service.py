@@ -9,6 +9,7 @@ import errno
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,7 +28,7 @@ from bundles.errors import (
     TooLarge,
     UsageError,
 )
-from bundles.server import queries
+from bundles.server import pruning, queries
 from bundles.server.accounts import (
     WORKER_RENEWAL_SECONDS,
     WORKER_SECONDS,
@@ -56,6 +57,10 @@ FETCHING_SECONDS = 30.0
 """How long a reader waits for contents that are fetched, before it is told to come again: less than
 clients wait for an answer."""
 RETRY_AFTER_SECONDS = "5"
+PRUNING_SECONDS = 600.0
+"""How often it is looked whether transitions may go."""
+PRUNING_PAUSE_SECONDS = 0.2
+"""Between two batches of them, so that others find the time to write."""
 BACKGROUND_SECONDS = 1.0
 """How long a server that ends waits for what it does in the background; the next start goes on."""
 
@@ -66,7 +71,13 @@ class Service:
     """One server's parts, put together in its event loop."""
 
     def __init__(
-        self, database: Database, store: Store, *, worker_timeout_seconds: float, clock: Clock
+        self,
+        database: Database,
+        store: Store,
+        *,
+        worker_timeout_seconds: float,
+        max_losses: int,
+        clock: Clock,
     ) -> None:
         self.database = database
         self.store = store
@@ -77,7 +88,11 @@ class Service:
         self.mailroom = Mailroom()
         self.sockets = Sockets(self.mailroom, first_number=int(clock.wall()))
         self.desk = Desk(
-            database, self._publish, clock=clock, worker_timeout_seconds=worker_timeout_seconds
+            database,
+            self._publish,
+            clock=clock,
+            worker_timeout_seconds=worker_timeout_seconds,
+            max_losses=max_losses,
         )
         self.feed = Feed()
         self.lease_bell = Bell()
@@ -88,6 +103,7 @@ class Service:
         self._fetchers = ThreadPoolExecutor(FETCHING_THREADS, thread_name_prefix="fetch")
         self._fetches: dict[str, asyncio.Future[None]] = {}
         self._background: set[asyncio.Future[Any]] = set()
+        self._ending = Bell()
 
     async def start(self) -> None:
         """Read the books and begin to work. Raises ServerFault."""
@@ -101,9 +117,11 @@ class Service:
         candidates = await self.store_io(lambda: list(self.store.list()))
         if candidates:
             self._in_background(self._sweep(candidates))
+        self._in_background(self._prune())
 
     def end_waits(self) -> None:
         """Answer everyone who waits for something: the server is about to end."""
+        self._ending.close()
         self.mailroom.close()
         self.feed.close()
         self.lease_bell.close()
@@ -172,6 +190,20 @@ class Service:
         count = await self.store_io(lambda: sweep(self.store, candidates, referenced))
         if count:
             log.info("removed %d contents that belonged to no bundle", count)
+
+    async def _prune(self) -> None:
+        while not self._ending.is_closed:
+            try:
+                last_id = await self.read(pruning.find_batch, self.clock.wall())
+                if last_id is not None:
+                    # Before they are gone: nobody is to read on where some are missing.
+                    self.history_start = last_id + 1
+                    await self.act(partial(pruning.prune, last_id=last_id))
+            except ServerFault as error:
+                log.debug("no transitions were pruned: %s", error)
+                last_id = None
+            seconds = PRUNING_SECONDS if last_id is None else PRUNING_PAUSE_SECONDS
+            await self._ending.wait(self._ending.rings, seconds)
 
     # Threads
 

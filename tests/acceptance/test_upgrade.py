@@ -24,7 +24,7 @@ def make_home(version: str, home: Path) -> None:
     shutil.copytree(left / "contents", home / "contents")
     (home / "journal").mkdir()
     shutil.copy(left / "journal.jsonl", home / "journal" / "local-process.jsonl")
-    (home / "owner").write_text("c69b8e070d6ab7e2\n")
+    shutil.copy(left / "owner", home / "owner")
     (home / "token").write_text(TOKEN)
     (home / "token").chmod(0o600)
     digest = hashlib.sha256(TOKEN.encode()).hexdigest()
@@ -38,9 +38,15 @@ def make_home(version: str, home: Path) -> None:
 
 
 @pytest.fixture(params=sorted(path.name for path in UPGRADES.iterdir() if path.is_dir()))
-def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
+def version(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture
+def server(version: str, tmp_path: Path) -> Iterator[Server]:
     made = Server(tmp_path)
-    make_home(request.param, made.home.path)
+    make_home(version, made.home.path)
     yield made
     if made.running:
         assert made.stop() == 0
@@ -69,10 +75,12 @@ def test_bundles_of_an_earlier_version_are_there_and_those_that_waited_are_run(
 
 
 def test_what_an_earlier_version_decided_is_still_explained_and_replayed(
-    server: Server, managers: Managers
+    version: str, server: Server, managers: Managers
 ) -> None:
     server.start()
-    said = managers.command("explain", "local-process-1-265ca902")
+    launched = re.search(r"local-process-1-\w+", (UPGRADES / version / "ledger.sql").read_text())
+    assert launched
+    said = managers.command("explain", launched.group())
     assert said.returncode == 0, said.stderr
     assert "1 bundle staged" in said.stdout
     journal = server.home.path / "journal" / "local-process.jsonl"

@@ -38,12 +38,14 @@ async def _changes(service: Service, request: Request, caller: Caller) -> Respon
     if "after" not in parameters:
         return _reply([], feed.last_id)
     after = int(_number(parameters, "after", 0, float("inf")))
-    if after > feed.last_id or 0 < after < service.history_start - 1:
+    if after > feed.last_id or _is_pruned(service, after):
         return _reply([], feed.last_id, reset=True)
     loop_end = service.clock.monotonic() + wait_seconds
     while True:
         last_id = feed.last_id
         found = await _read(service, caller, after, states, limit, uuid)
+        if _is_pruned(service, after):  # while it was read
+            return _reply([], feed.last_id, reset=True)
         if found:
             return _reply(found, found[-1]["id"] if len(found) >= limit else last_id)
         after = max(after, last_id)
@@ -51,6 +53,11 @@ async def _changes(service: Service, request: Request, caller: Caller) -> Respon
         if remaining <= 0 or feed.is_closed:
             return _reply([], after)
         await feed.wait(after, remaining)
+
+
+def _is_pruned(service: Service, after: int) -> bool:
+    """Whether the history begins later than this cursor goes on."""
+    return 0 < after < service.history_start - 1
 
 
 async def _read(

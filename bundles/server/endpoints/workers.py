@@ -103,8 +103,8 @@ async def _count_in_place(service: Service, worker_id: str, said: Checkin) -> di
 async def _check_out(service: Service, request: Request, caller: Caller) -> Response:
     worker_id = _worker_id(request)
     said = parse(Checkout, await read_json(request), "the check-out")
-    restaged = await service.act(lambda books: checkin.check_out(books, caller, worker_id, said))
-    return reply({"restaged": restaged})
+    taken = await service.act(lambda books: checkin.check_out(books, caller, worker_id, said))
+    return reply({"restaged": taken.restaged, "ended": taken.ended})
 
 
 async def _drain(service: Service, request: Request, caller: Caller) -> Response:
