@@ -10,6 +10,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from bundles.home import DEFAULT_PORT
 from manager.pools_file.reading import load
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
@@ -50,14 +51,44 @@ def test_every_manifest_is_one_that_kubernetes_takes(
 
 
 def test_every_manifest_is_in_the_kustomization() -> None:
-    others = {"kustomization.yaml", "pools.toml"}
+    others = {"kustomization.yaml", "pools.toml", "postgresql.yaml"}
     assert {path.name for path in MANIFESTS.iterdir()} == {*KUSTOMIZATION["resources"], *others}
+
+
+def test_postgresql_is_a_patch_of_what_the_server_is_started_with() -> None:
+    """All else of the server stays, and no password is in it."""
+    patch = yaml.safe_load((MANIFESTS / "postgresql.yaml").read_text())
+    (patched,) = patch["spec"]["template"]["spec"]["containers"]
+    served = container("server")
+    assert (patch["kind"], patch["metadata"]["name"]) == ("StatefulSet", "server")
+    assert patched.keys() == {"name", "args", "env"}
+    assert patched["name"] == served["name"]
+    assert "env" not in served
+    assert patched["args"][: len(served["args"])] == served["args"]
+    (variable,) = patched["env"]
+    assert {*variable} == {"name", "valueFrom"}
+    commented = (MANIFESTS / "kustomization.yaml").read_text().replace("# ", "")
+    assert "patches:\n  - path: postgresql.yaml\n" in commented
+
+
+def test_nobody_speaks_to_a_pod_but_at_the_port_that_it_offers() -> None:
+    policies = {d["metadata"]["name"]: d["spec"] for d in DOCUMENTS if d["kind"] == "NetworkPolicy"}
+    everybody = policies.pop("nobody-else")
+    assert everybody == {"podSelector": {}, "policyTypes": ["Ingress"]}
+    for name, policy in policies.items():
+        labels = document("StatefulSet", name)["spec"]["template"]["metadata"]["labels"]
+        assert policy["podSelector"]["matchLabels"] == labels
+        (offered,) = container(name)["ports"]
+        assert policy["ingress"] == [{"ports": [{"protocol": "TCP", "port": offered["name"]}]}]
 
 
 @pytest.mark.parametrize("name", ["server", "manager"])
 def test_a_pod_is_nobody_special_and_has_one_place_to_write_to_that_stays(name: str) -> None:
     """What the namespace enforces: Kubernetes' pod security standard `restricted`."""
     assert document("StatefulSet", name)["spec"]["replicas"] == 1
+    assert pod(name)["automountServiceAccountToken"] is False
+    account = document("ServiceAccount", pod(name)["serviceAccountName"])
+    assert account["automountServiceAccountToken"] is False
     assert pod(name)["securityContext"]["runAsNonRoot"] is True
     assert pod(name)["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     assert container(name)["securityContext"] == {
@@ -73,17 +104,24 @@ def test_a_pod_is_nobody_special_and_has_one_place_to_write_to_that_stays(name: 
     assert f"WORKER_MANAGER_HOME={mounts['home']}\n" in dockerfile
 
 
-def test_the_probes_ask_where_the_manager_answers() -> None:
-    manager = container("manager")
-    port = manager["args"][manager["args"].index("--metrics-port") + 1]
-    assert manager["ports"] == [{"name": "metrics", "containerPort": int(port)}]
+@pytest.mark.parametrize(
+    ("name", "port", "ready"), [("manager", "metrics", "/readyz"), ("server", "http", "/healthz")]
+)
+def test_the_probes_ask_where_it_answers(name: str, port: str, ready: str) -> None:
+    probed = container(name)
+    (offered,) = probed["ports"]
+    if name == "manager":
+        number = probed["args"][probed["args"].index("--metrics-port") + 1]
+        assert offered == {"name": port, "containerPort": int(number)}
+    else:
+        assert offered == {"name": port, "containerPort": DEFAULT_PORT}
     asked = {
-        probe: manager[probe]["httpGet"] for probe in manager if re.fullmatch("[a-z]+Probe", probe)
+        probe: probed[probe]["httpGet"] for probe in probed if re.fullmatch("[a-z]+Probe", probe)
     }
     assert asked == {
-        "startupProbe": {"path": "/healthz", "port": "metrics"},
-        "livenessProbe": {"path": "/healthz", "port": "metrics"},
-        "readinessProbe": {"path": "/readyz", "port": "metrics"},
+        "startupProbe": {"path": "/healthz", "port": port},
+        "livenessProbe": {"path": "/healthz", "port": port},
+        "readinessProbe": {"path": ready, "port": port},
     }
 
 
