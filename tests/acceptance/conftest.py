@@ -4,22 +4,25 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fake_s3 import FakeS3, fake_s3
 from managing import Managers
 from scripted_server import ScriptedServer
-from serving import Server
+from serving import Server, serving
 from worker_process import Gate, WorkerProcess
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
     """A server that runs, and must end by itself when it is asked to."""
-    running = Server(tmp_path)
-    running.start()
-    try:
+    with serving(Server(tmp_path)) as running:
         yield running
-    finally:
-        if running.running:
-            assert running.stop() == 0
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[FakeS3]:
+    """Which nobody empties between tests: each has a prefix of its own."""
+    with fake_s3() as running:
+        yield running
 
 
 @pytest.fixture

@@ -6,13 +6,25 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from bundles.client import Client
 from bundles.home import Home, find_credentials
 
 COMMAND_SECONDS = 60.0
+
+
+@contextmanager
+def serving(server: Server) -> Iterator[Server]:
+    """Started, and it must end by itself when it is asked to."""
+    server.start()
+    try:
+        yield server
+    finally:
+        if server.running:
+            assert server.stop() == 0
 
 
 class Server:

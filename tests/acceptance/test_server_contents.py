@@ -8,16 +8,41 @@ import hashlib
 import io
 import tarfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from fake_s3 import S3Server
 from managing import eventually
-from serving import Server
+from serving import Server, serving
 from wire_worker import InBackground, WireWorker, tar_gz
 
 from bundles.client import Client
 from bundles.errors import Conflict, NotFound, ServerFault, UsageError
+
+both_stores = pytest.mark.parametrize("server", ["directory", "s3"], indirect=True)
+
+
+@pytest.fixture
+def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
+    """Its contents in a directory, unless it is to be S3."""
+    if getattr(request, "param", "directory") == "s3":
+        made: Server = S3Server(tmp_path, request.getfixturevalue("s3"))
+    else:
+        made = Server(tmp_path)
+    with serving(made) as running:
+        yield running
+
+
+def kept(server: Server) -> list[str]:
+    """What of contents lies where the server has them, and what it has left on its disk."""
+    if isinstance(server, S3Server):
+        incoming = server.home.path / "contents-cache" / "incoming"
+        left = [str(place) for place in incoming.iterdir()]
+        return [*server.s3.keys(server.prefix), *server.s3.uploads(server.prefix), *left]
+    contents = server.home.path / "contents"
+    return [str(place) for place in contents.rglob("*") if place.is_file()]
 
 
 @pytest.fixture
@@ -63,6 +88,7 @@ def read(client: Client, uuid: str, path: str = "", **options: Any) -> bytes:
         return b"".join(download.chunks())
 
 
+@both_stores
 def test_a_file_comes_back_as_it_went(client: Client) -> None:
     uuid = dataset(client)
     content = bytes(range(256)) * 20_000
@@ -74,6 +100,7 @@ def test_a_file_comes_back_as_it_went(client: Client) -> None:
     assert client.bundle(uuid).metadata["data_size"] == len(content)
 
 
+@both_stores
 def test_a_directory_comes_back_whole_and_in_parts(client: Client) -> None:
     uuid = dataset(client)
     large = b"0123456789" * 300_000
@@ -96,12 +123,14 @@ def test_a_directory_comes_back_whole_and_in_parts(client: Client) -> None:
         read(client, uuid, "a/z")
 
 
+@both_stores
 def test_an_archive_is_kept_as_it_is_on_request(client: Client) -> None:
     uuid, content = dataset(client), tar_gz({"a": b"a"})
     client.upload(uuid, content, filename="d.tar.gz", finalize=True, unpack=False)
     assert read(client, uuid) == content
 
 
+@both_stores
 def test_parts_of_a_file_are_read_by_range(client: Client, http: httpx.Client) -> None:
     uuid = dataset(client)
     client.upload(uuid, b"0123456789", filename="x", finalize=True)
@@ -122,6 +151,7 @@ def test_parts_of_a_file_are_read_by_range(client: Client, http: httpx.Client) -
     assert http.get(blob, headers={"Range": "lines=1-2"}).status_code == 400
 
 
+@both_stores
 def test_a_download_that_was_cut_goes_on_where_it_was_cut(
     client: Client, http: httpx.Client
 ) -> None:
@@ -156,6 +186,7 @@ def test_a_download_that_was_cut_goes_on_where_it_was_cut(
     assert http.get(blob, params={"skip": "half"}).status_code == 400
 
 
+@both_stores
 def test_replies_carry_the_headers_that_codalab_clients_read(
     client: Client, http: httpx.Client
 ) -> None:
@@ -196,11 +227,12 @@ def test_a_bad_archive_is_refused_and_nothing_of_it_stays(
     failed = client.bundle(uuid)
     assert failed.state == "failed"
     assert "archive" in failed.metadata["failure_message"]
-    assert list((server.home.path / "contents" / "incoming").iterdir()) == []
+    assert kept(server) == []
     with pytest.raises(NotFound):
         client.contents_info(uuid)
 
 
+@both_stores
 def test_links_inside_are_followed_and_paths_do_not_leave(client: Client) -> None:
     uuid = dataset(client)
     content = archive((tarfile.TarInfo("f"), b"content"), (link("l", "f"), b""))
@@ -215,6 +247,7 @@ def test_links_inside_are_followed_and_paths_do_not_leave(client: Client) -> Non
         assert reply.status_code in (400, 404)
 
 
+@both_stores
 def test_contents_are_final_once_they_are_there(client: Client) -> None:
     uuid = dataset(client)
     client.upload(uuid, b"1", filename="x", finalize=True)
@@ -223,6 +256,7 @@ def test_contents_are_final_once_they_are_there(client: Client) -> None:
     assert read(client, uuid) == b"1"
 
 
+@both_stores
 def test_an_upload_that_is_cut_off_leaves_nothing(server: Server, client: Client) -> None:
     uuid = dataset(client)
 
@@ -235,10 +269,10 @@ def test_an_upload_that_is_cut_off_leaves_nothing(server: Server, client: Client
     client.upload(uuid, b"whole", filename="x", finalize=True)
     assert read(client, uuid) == b"whole"
     # The server learns of the cut when it gets round to reading.
-    contents = server.home.path / "contents"
-    eventually(lambda: sum(place.is_file() for place in contents.rglob("*")) == 1, "one file")
+    eventually(lambda: len(kept(server)) == 1, "one file")
 
 
+@both_stores
 def test_a_bundle_that_others_depend_on_is_deleted_by_force_only(
     server: Server, client: Client
 ) -> None:
