@@ -1,5 +1,5 @@
-"""deploy/Dockerfile and deploy/kubernetes as checkov sees them. deploy/.checkov.yaml says what is meant
-to be as it is, and why."""
+"""deploy/Dockerfile and deploy/kubernetes as checkov sees them. deploy/.checkov.yaml says what is
+meant to be as it is, and why."""
 
 from __future__ import annotations
 
