@@ -50,6 +50,8 @@ class BackendModule(Protocol):
         """The backend, from the values of its options. Raises BackendError."""
         ...
 
+    # A module may also say `lifetime_seconds(settings) -> float | None`: see the function here.
+
 
 class BrokenBackend(Invalid):
     """A backend that cannot be loaded; the message says which, whose it is, and what is missing."""
@@ -113,6 +115,16 @@ def load(name: str) -> BackendModule:
     if missing:
         raise BrokenBackend(f"{whose} offers no {', '.join(missing)}: see docs/write-a-backend.md")
     return cast(BackendModule, module)
+
+
+def lifetime_seconds(name: str, settings: Mapping[str, Any]) -> float | None:
+    """How long a worker with these settings lives at most, as far as the module of the backend says
+    (`lifetime_seconds(settings)`, which it need not have); None: no limit is known."""
+    try:
+        said = getattr(load(name), "lifetime_seconds", None)
+    except (KeyError, BrokenBackend):
+        return None
+    return cast(float | None, said(settings)) if said is not None else None
 
 
 def _distribution(plugin: EntryPoint) -> str:

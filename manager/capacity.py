@@ -24,12 +24,14 @@ ROOMY = 64
 
 class Room(NamedTuple):
     """An amount of every resource: asked for, or free. A bundle that asks for no disk asks for 0;
-    a worker whose disk is not known has UNBOUNDED."""
+    a worker whose disk is not known has UNBOUNDED. ``time_seconds``: how long a worker has to
+    live, and lives; it is not used up."""
 
     gpus: int = 0
     cpus: int = 0
     memory_bytes: int = 0
     disk_bytes: int = 0
+    time_seconds: int = 0
 
     def holds(self, asked: Room) -> bool:
         return (
@@ -37,6 +39,7 @@ class Room(NamedTuple):
             and asked.cpus <= self.cpus
             and asked.memory_bytes <= self.memory_bytes
             and asked.disk_bytes <= self.disk_bytes
+            and asked.time_seconds <= self.time_seconds
         )
 
     def times(self, asked: Room) -> int:
@@ -58,6 +61,7 @@ class Room(NamedTuple):
             self.cpus - asked.cpus * number,
             self.memory_bytes - asked.memory_bytes * number,
             self.disk_bytes - asked.disk_bytes * number,
+            self.time_seconds,
         )
 
 
@@ -100,7 +104,7 @@ class Shelf:
     """The offers of many workers, counted by kind and found by size.
 
     In the order of their room: what is tightest is used first, so that large workers stay free.
-    They lie in boxes of equal gpus, cpus and tag, each by its memory and then its disk.
+    They lie in boxes of equal gpus, cpus, time and tag, each by its memory and then its disk.
     """
 
     def __init__(self, offers: Mapping[Offer, int]) -> None:
@@ -119,8 +123,8 @@ class Shelf:
         while number and position < len(order):
             box = order[position]
             position += 1
-            _, cpus, tag, tag_exclusive = box
-            if cpus < asked.cpus:
+            _, cpus, time_seconds, tag, tag_exclusive = box
+            if cpus < asked.cpus or time_seconds < asked.time_seconds:
                 continue
             if need.queue != tag if need.queue else tag and tag_exclusive:
                 continue
@@ -137,7 +141,7 @@ class Shelf:
 
     def _fill(self, need: Need, number: int, box: _Box) -> int:
         """Put bundles into the workers of a box; how many are left over."""
-        gpus, cpus, tag, tag_exclusive = box
+        gpus, cpus, time_seconds, tag, tag_exclusive = box
         asked, workers = need.room, self._boxes[box]
         rests: list[tuple[Offer, int]] = []
         position = bisect_left(workers, (asked.memory_bytes,))
@@ -147,7 +151,8 @@ class Shelf:
                 position += 1
                 continue
             del workers[position]
-            offer = Offer(Room(gpus, cpus, memory_bytes, disk_bytes), tag, tag_exclusive)
+            room = Room(gpus, cpus, memory_bytes, disk_bytes, time_seconds)
+            offer = Offer(room, tag, tag_exclusive)
             each = offer.room.times(asked)
             placed = min(number, each * there)
             full, rest = divmod(placed, each)
@@ -164,10 +169,10 @@ class Shelf:
 
     def add(self, offer: Offer, number: int) -> None:
         """There are so many workers more that offer this."""
-        gpus, cpus, memory_bytes, disk_bytes = offer.room
+        gpus, cpus, memory_bytes, disk_bytes, time_seconds = offer.room
         if number <= 0 or not (cpus or gpus or memory_bytes):
             return
-        box = (gpus, cpus, offer.tag, offer.tag_exclusive)
+        box = (gpus, cpus, time_seconds, offer.tag, offer.tag_exclusive)
         workers = self._boxes.get(box)
         if workers is None:
             workers = self._boxes[box] = []
@@ -181,8 +186,8 @@ class Shelf:
         workers.insert(position, (memory_bytes, disk_bytes, number))
 
 
-_Box = tuple[int, int, str, bool]
-"""Gpus, cpus, tag, exclusive."""
+_Box = tuple[int, int, int, str, bool]
+"""Gpus, cpus, seconds of life, tag, exclusive."""
 
 
 def place(demand: Demand, shelf: Shelf) -> dict[Need, int]:
@@ -225,19 +230,20 @@ def coarse_demand(demand: Demand, shapes: Collection[Room]) -> dict[Need, int]:
     wholes = sorted({shape.memory_bytes for shape in shapes})
     disks = sorted({shape.disk_bytes for shape in shapes})
     most = max(need.room.disk_bytes for need in demand)
-    kinds: dict[tuple[int, int, int, int, str], int] = {}
+    kinds: dict[tuple[int, int, int, int, int, str], int] = {}
     for (room, queue), number in demand.items():
         kinds[*room, queue] = number
     for steps in STEPS:
         memory_step = max(1, max(wholes, default=1) // steps)
         disk_step = max(1, most * 8 // steps)
-        rounded: dict[tuple[int, int, int, int, str], int] = {}
-        for (gpus, cpus, memory_bytes, disk_bytes, queue), number in kinds.items():
+        rounded: dict[tuple[int, int, int, int, int, str], int] = {}
+        for (gpus, cpus, memory_bytes, disk_bytes, seconds, queue), number in kinds.items():
             kind = (
                 gpus,
                 cpus,
                 _up(memory_bytes, memory_step, wholes),
                 _up(disk_bytes, disk_step, disks),
+                seconds,
                 queue,
             )
             rounded[kind] = rounded.get(kind, 0) + number
@@ -253,19 +259,21 @@ def coarse_offers(offers: Mapping[Offer, int], shape: Room, demand: Demand) -> d
     if len(offers) <= MOST_KINDS:
         return dict(offers)
     most = max((need.room.disk_bytes for need in demand), default=0)
-    kinds: dict[tuple[int, int, int, int, str, bool], int] = {}
+    kinds: dict[tuple[int, int, int, int, int, str, bool], int] = {}
     for (room, tag, tag_exclusive), number in offers.items():
         kinds[*room, tag, tag_exclusive] = number
     for steps in STEPS:
         memory_step = max(1, shape.memory_bytes // steps)
         disk_step = max(1, most * 8 // steps)
-        rounded: dict[tuple[int, int, int, int, str, bool], int] = {}
-        for (gpus, cpus, memory_bytes, disk_bytes, tag, tag_exclusive), number in kinds.items():
+        rounded: dict[tuple[int, int, int, int, int, str, bool], int] = {}
+        for one, number in kinds.items():
+            gpus, cpus, memory_bytes, disk_bytes, seconds, tag, tag_exclusive = one
             kind = (
                 gpus,
                 cpus,
                 memory_bytes // memory_step * memory_step,
                 min(disk_bytes, most * ROOMY) // disk_step * disk_step,
+                seconds,
                 tag,
                 tag_exclusive,
             )

@@ -155,7 +155,7 @@ def _pool(ledger: Ledger, pool: Pool, clients: _Clients, since: float, now: floa
     client = clients.at(pool.server) if workers else None
     used: dict[str, float] | None = {} if not workers else None
     if client is not None:
-        room = QueueConfig.from_settings(pool.settings).shape.room
+        room = QueueConfig.from_settings(pool.backend, pool.settings).shape.room
         used = used_seconds(_runs(client, workers, now), room, seconds, since, now)
     return PoolCosts(
         pool=pool.name,

@@ -170,7 +170,7 @@ class Examination:
 
     @property
     def queue(self) -> QueueConfig:
-        return QueueConfig.from_settings(self.settings)
+        return QueueConfig.from_settings(self.backend_name, self.settings)
 
     @property
     def staged(self) -> tuple[dict[Need, int], int]:

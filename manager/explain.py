@@ -17,7 +17,7 @@ from bundles.cli.output import duration, moment
 from bundles.errors import UsageError
 from bundles.exits import WorkerExit
 from bundles.model import Bundle, Resources, State, queue_tag
-from bundles.sizes import format_size
+from bundles.sizes import format_duration, format_size
 from manager.health import failure, meaning
 from manager.history import Entry
 from manager.journal import HEARTBEAT_SECONDS
@@ -366,11 +366,16 @@ def _too_large(asked: Resources, queue: QueueConfig) -> list[str]:
             asked.memory_bytes > queue.memory_bytes,
         ),
     )
-    return [
+    reasons = [
         f"it asks for {wanted} of {name}, and a worker has {offered}"
         for name, wanted, offered, is_more in sizes
         if is_more
     ]
+    life = queue.lifetime_seconds
+    if life is not None and asked.time_seconds > life:
+        wanted, offered = format_duration(asked.time_seconds), format_duration(life)
+        reasons.append(f"it asks for {wanted} of time, and a worker lives for {offered}")
+    return reasons
 
 
 def _pool_sentences(view: PoolView, obstacle: str) -> list[str]:

@@ -231,7 +231,7 @@ def _view(installation: Installation, client: Client, pool: Pool, uuid: str) -> 
     from manager.lock import holder
     from manager.queue import QueueConfig
 
-    queue = QueueConfig.from_settings(pool.settings)
+    queue = QueueConfig.from_settings(pool.backend, pool.settings)
     is_root = client.whoami().get("is_root_user") or os.environ.get(USER_VARIABLE) == "codalab"
     entries = _entries(installation, pool.name)
     return PoolView(

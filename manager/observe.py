@@ -199,7 +199,7 @@ class Observer:
         self._checked_in |= self._arrived
         self._busy = frozenset(str(worker["worker_id"]) for worker in ours if has_a_run(worker))
         for worker in ours if is_asked else ():
-            offer = _offer(worker)
+            offer = _offer(worker, self.queue.shape.room.time_seconds)
             if offer is not None and str(worker["worker_id"]) in taking - self._settling:
                 free[offer] = free.get(offer, 0) + 1
         return free
@@ -276,8 +276,9 @@ def has_a_run(worker: Mapping[str, Any]) -> bool:
     return bool(worker.get("run_uuids"))
 
 
-def _offer(worker: Mapping[str, Any]) -> Offer | None:
+def _offer(worker: Mapping[str, Any], time_seconds: int) -> Offer | None:
     """What a worker could still take, as the server describes it; None: nothing, or nobody knows.
+    ``time_seconds``: of its pool's workers, when they are new.
 
     CodaLab's servers do not say what of its memory is in use.
     """
@@ -291,6 +292,7 @@ def _offer(worker: Mapping[str, Any]) -> Offer | None:
             cpus=int(worker["cpus"]) - int(worker["cpus_in_use"]),
             memory_bytes=int(worker["memory_bytes"]) - int(worker["memory_bytes_in_use"]),
             disk_bytes=int(worker["free_disk_bytes"]),
+            time_seconds=time_seconds,
         )
     except (KeyError, TypeError, ValueError):
         return None

@@ -60,7 +60,7 @@ class PoolConfig:
     registration_seconds: float = 600.0
 
     def to_document(self) -> dict[str, Any]:
-        """JSON: the shape as [gpus, cpus, memory bytes, disk bytes, tag, exclusive]."""
+        """JSON: the shape as [gpus, cpus, memory bytes, disk bytes, seconds, tag, exclusive]."""
         shape = self.shape
         return {
             "shape": [*shape.room, shape.tag, shape.tag_exclusive],

@@ -70,11 +70,11 @@ class Pool:
 
     @property
     def queue(self) -> QueueConfig:
-        return QueueConfig.from_settings(self.settings)
+        return QueueConfig.from_settings(self.backend_name, self.settings)
 
     @property
     def config(self) -> PoolConfig:
-        return config_of(self.settings)
+        return config_of(self.backend_name, self.settings)
 
     def kept_settings(self) -> dict[str, Any]:
         """What `status` needs to find the pool's jobs again, and people to know what it was.
@@ -99,10 +99,10 @@ class Pool:
         return Observer(client, backend, self.name, self.queue)
 
 
-def config_of(settings: Mapping[str, Any]) -> PoolConfig:
+def config_of(backend_name: str, settings: Mapping[str, Any]) -> PoolConfig:
     """What the options of a pool say of how many workers it shall have."""
     return PoolConfig(
-        shape=QueueConfig.from_settings(settings).shape,
+        shape=QueueConfig.from_settings(backend_name, settings).shape,
         min_workers=settings["min_workers"],
         max_workers=settings["max_workers"],
         min_seconds_between_workers=settings["min_seconds_between_workers"],

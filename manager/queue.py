@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from backends import registry
 from bundles.model import Resources, queue_tag
 from manager.capacity import UNBOUNDED, Need, Offer, Room
 
@@ -16,6 +18,7 @@ class QueueConfig:
 
     ``tag``: the workers' tag; ``tag_exclusive``: they run bundles queued for it only.
     ``prefilter``: leave out bundles that ask for more than one worker offers, or for another tag.
+    ``lifetime_seconds``: how long a worker lives at most; None: as long as it likes.
     """
 
     cpus: int
@@ -25,9 +28,10 @@ class QueueConfig:
     tag: str | None = None
     tag_exclusive: bool = False
     prefilter: bool = True
+    lifetime_seconds: float | None = None
 
     @classmethod
-    def from_settings(cls, settings: Mapping[str, Any]) -> QueueConfig:
+    def from_settings(cls, backend_name: str, settings: Mapping[str, Any]) -> QueueConfig:
         """From the options of a pool, as given or as the ledger keeps them."""
         return cls(
             cpus=settings["cpus"],
@@ -37,6 +41,7 @@ class QueueConfig:
             tag=settings["worker_tag"],
             tag_exclusive=settings["worker_tag_exclusive"],
             prefilter=not settings["no_prefilter"],
+            lifetime_seconds=registry.lifetime_seconds(backend_name, settings),
         )
 
     def keywords(self, *, root: bool, is_alone: bool = True) -> list[str]:
@@ -54,22 +59,30 @@ class QueueConfig:
     @property
     def shape(self) -> Offer:
         """What a new worker of this pool offers."""
-        room = Room(self.gpus, self.cpus, self.memory_bytes, UNBOUNDED)
+        life = UNBOUNDED if self.lifetime_seconds is None else int(self.lifetime_seconds)
+        room = Room(self.gpus, self.cpus, self.memory_bytes, UNBOUNDED, life)
         return Offer(room, self.tag or "", self.tag_exclusive)
 
-    def need(self, asked: Resources) -> Need | None:
+    def need(self, asked: Need) -> Need | None:
         """What a bundle asks of a worker of this pool; None when none could ever run it.
 
         Without the prefilter such a bundle counts as one that takes a whole worker.
         """
-        need = as_need(asked)
-        if self.shape.takes(need):
-            return need
-        whole = self.shape.room._replace(disk_bytes=0)
+        if self.shape.takes(asked):
+            return asked
+        whole = self.shape.room._replace(disk_bytes=0, time_seconds=0)
         return None if self.prefilter else Need(whole, self.tag or "")
 
 
-def as_need(asked: Resources) -> Need:
-    """What a bundle asks for, of whichever worker."""
-    room = Room(asked.gpus, asked.cpus, asked.memory_bytes, asked.disk_bytes)
+def as_need(asked: Resources, lives: Sequence[int] = ()) -> Need:
+    """What a bundle asks for, of whichever worker. ``lives``: how long the workers of each pool
+    live, in seconds; a bundle asks for the shortest of them that is long enough, so that there are
+    few kinds of bundles, and for nothing when they all are."""
+    seconds = math.ceil(asked.time_seconds)
+    enough = [life for life in lives if life >= seconds]
+    if len(enough) == len(lives):
+        seconds = 0
+    elif enough:
+        seconds = min(enough)
+    room = Room(asked.gpus, asked.cpus, asked.memory_bytes, asked.disk_bytes, seconds)
     return Need(room, queue_tag(asked.queue))

@@ -109,8 +109,8 @@ def _planned(path: Path, pool: str) -> tuple[PoolConfig, float | None]:
         raise click.UsageError(
             f"{path} has no pool {pool}: give --pool NAME, one of {', '.join(tables)}"
         )
-    settings = tables[pool].settings
-    return config_of(settings), settings["price_per_hour"]
+    table = tables[pool]
+    return config_of(table.backend_name, table.settings), table.settings["price_per_hour"]
 
 
 def _change(
@@ -128,7 +128,7 @@ def _change(
         if config is None:
             if not {"min_workers", "max_workers", "cpus", "memory_mb"} <= given.keys():
                 return None
-            config = PoolConfig(Offer(Room(disk_bytes=UNBOUNDED)))
+            config = PoolConfig(Offer(Room(disk_bytes=UNBOUNDED, time_seconds=UNBOUNDED)))
         room = config.shape.room
         room = room._replace(
             cpus=given.get("cpus", room.cpus),

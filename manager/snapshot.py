@@ -15,7 +15,7 @@ class Snapshot:
     """A complete observation. There is none of half a queue or half a list of jobs.
 
     ``demand``: staged bundles that a worker of this pool could run, by what they ask for;
-    ``unfit``: how many of the same search it could not (too large, or queued for another tag).
+    ``unfit``: how many of the same search it could not (too large, too long, or queued for another tag).
     ``pending``: jobs whose worker does not take bundles yet, intents of unknown outcome included;
     ``active``: jobs whose worker does; ``ending``: jobs that we asked to end and that are still
     there. ``free``: the room that active workers have left, where the
@@ -85,8 +85,8 @@ class Snapshot:
         return self.workers + self.draining + self.ending
 
     def to_document(self) -> dict[str, Any]:
-        """JSON: kinds of bundles as [gpus, cpus, memory bytes, disk bytes, queue, number], free
-        room as [gpus, cpus, memory bytes, disk bytes, tag, exclusive, number]."""
+        """JSON: kinds of bundles as [gpus, cpus, memory bytes, disk bytes, seconds, queue, number],
+        free room as [gpus, cpus, memory bytes, disk bytes, seconds, tag, exclusive, number]."""
         return {
             "demand": [[*need.room, need.queue, n] for need, n in sorted(self.demand.items())],
             "staged": self.staged,

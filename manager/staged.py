@@ -56,12 +56,13 @@ def demand_of(counted: Counted, queues: Sequence[QueueConfig]) -> tuple[dict[Nee
     how many its workers could not."""
     demand: dict[Need, int] = {}
     unfit = [0] * len(queues)
+    lives = [queue.shape.room.time_seconds for queue in queues]
     for asked, number in counted:
-        needs = [queue.need(asked) if asked else None for queue in queues]
+        wanted = as_need(asked, lives) if asked else None
+        needs = [queue.need(wanted) if wanted else None for queue in queues]
         for position, need in enumerate(needs):
             if need is None:
                 unfit[position] += number
-        wanted = as_need(asked) if asked else None
         if wanted not in needs:
             # What no worker could run counts where somebody asked for that, as a whole worker.
             wanted = next((need for need in needs if need is not None), None)

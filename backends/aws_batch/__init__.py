@@ -11,7 +11,13 @@ from typing import Any
 from backends.aws_batch.options import AwsSettings, options
 from backends.base import Backend, Context
 
-__all__ = ["create", "options"]
+__all__ = ["create", "lifetime_seconds", "options"]
+
+
+def lifetime_seconds(settings: Mapping[str, Any]) -> float | None:
+    """Until Batch ends an attempt."""
+    seconds: float | None = settings["timeout"]
+    return seconds
 
 
 def create(context: Context, settings: Mapping[str, Any]) -> Backend:

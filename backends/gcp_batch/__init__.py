@@ -11,7 +11,13 @@ from typing import Any
 from backends.base import Backend, Context
 from backends.gcp_batch.options import GcpSettings, options
 
-__all__ = ["create", "options"]
+__all__ = ["create", "lifetime_seconds", "options"]
+
+
+def lifetime_seconds(settings: Mapping[str, Any]) -> float | None:
+    """Until Batch ends a task."""
+    hours = settings["max_run_hours"]
+    return None if hours is None else float(hours * 3600)
 
 
 def create(context: Context, settings: Mapping[str, Any]) -> Backend:

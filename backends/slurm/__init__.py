@@ -17,6 +17,15 @@ def options() -> list[click.Option]:
     return click_options()
 
 
+def lifetime_seconds(settings: Mapping[str, Any]) -> float | None:
+    """Until a worker is asked to leave, before Slurm ends its job."""
+    from backends.slurm.script import warning_seconds
+    from backends.slurm.settings import time_limit_seconds
+
+    limit = time_limit_seconds(settings["time"])
+    return None if limit is None else limit - warning_seconds(settings["time"])
+
+
 def create(context: Context, settings: Mapping[str, Any]) -> Backend:
     """The backend, from the values of its options. Raises Invalid."""
     from backends.slurm.backend import Slurm

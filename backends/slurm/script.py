@@ -84,7 +84,7 @@ def submission(launch: Path, mark: Mark, request: LaunchRequest, options: Option
         f"--cpus-per-task={resources.cpus}",
         f"--mem={resources.memory_bytes // 1024**2}M",
         f"--time={options.time}",
-        f"--signal=B:USR1@{_warning_seconds(options.time)}",
+        f"--signal=B:USR1@{warning_seconds(options.time)}",
         # A second life under one key could meet the first one on a node that was only cut off.
         "--no-requeue",
         # One variable that Slurm sets anyway: nothing of the submitter's environment travels, and
@@ -164,7 +164,7 @@ def preview(words: Sequence[str], text: str) -> str:
     return f"{shlex.join(words)}\n\n{text}"
 
 
-def _warning_seconds(time: str) -> int:
+def warning_seconds(time: str) -> int:
     """How long before the time limit a worker is asked to leave; a short job keeps most of its
     time (Slurm sends it up to a minute early)."""
     limit = time_limit_seconds(time)

@@ -25,14 +25,22 @@ from manager.capacity import (
 GIB = 1024**3
 
 amounts = st.integers(0, 6)
+times = st.sampled_from((0, 0, 60, 3600))
 needs = st.builds(
     Need,
-    st.builds(Room, st.integers(0, 2), amounts, amounts, amounts),
+    st.builds(Room, st.integers(0, 2), amounts, amounts, amounts, times),
     st.sampled_from(("", "", "a", "b")),
 )
 offers = st.builds(
     Offer,
-    st.builds(Room, st.integers(0, 2), amounts, amounts, st.integers(0, 6) | st.just(UNBOUNDED)),
+    st.builds(
+        Room,
+        st.integers(0, 2),
+        amounts,
+        amounts,
+        amounts | st.just(UNBOUNDED),
+        times | st.just(UNBOUNDED),
+    ),
     st.sampled_from(("", "a")),
     st.booleans(),
 )
@@ -45,7 +53,7 @@ def one_by_one(demand: dict[Need, int], free: dict[Offer, int]) -> dict[Need, in
     workers = [offer for offer in workers if any(offer.room[:3])]
     left: dict[Need, int] = {}
     for need, number in largest_first(demand):
-        order = sorted(range(len(workers)), key=lambda position: workers[position])
+        order = sorted(range(len(workers)), key=lambda position: _size(workers[position]))
         for _ in range(number):
             for position in order:
                 if workers[position].takes(need):
@@ -54,6 +62,12 @@ def one_by_one(demand: dict[Need, int], free: dict[Offer, int]) -> dict[Need, in
             else:
                 left[need] = left.get(need, 0) + 1
     return left
+
+
+def _size(offer: Offer) -> tuple[object, ...]:
+    """Who lives short is used before who has more memory, and lives long."""
+    gpus, cpus, memory_bytes, disk_bytes, time_seconds = offer.room
+    return gpus, cpus, time_seconds, memory_bytes, disk_bytes
 
 
 @given(st.dictionaries(needs, counts, max_size=6), st.dictionaries(offers, counts, max_size=6))

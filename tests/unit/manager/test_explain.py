@@ -172,6 +172,11 @@ def view(queue: QueueConfig = SMALL, *, selected: bool = True) -> PoolView:
         ({"request_cpus": 3}, SMALL, "asks for 3 of cpus, and a worker has 2"),
         ({"request_gpus": 1}, SMALL, "asks for 1 of gpus, and a worker has 0"),
         ({"request_memory": "5g"}, SMALL, "of memory, and a worker has"),
+        (
+            {"request_time": "3h"},
+            QueueConfig(2, 0, 4 * GIB, lifetime_seconds=7080.0),
+            "asks for 3h00m of time, and a worker lives for 1h58m",
+        ),
         ({"request_queue": "tag=big"}, SMALL, "queued for the tag 'big'"),
         ({"request_cpus": "many"}, SMALL, "cannot be read"),
         (

@@ -14,7 +14,7 @@ from manager.snapshot import Snapshot
 
 NOW = 1_000_000.0
 GIB = 1024**3
-SHAPE = Offer(Room(cpus=8, memory_bytes=16 * GIB, disk_bytes=UNBOUNDED))
+SHAPE = Offer(Room(0, 8, 16 * GIB, UNBOUNDED, UNBOUNDED))
 WHOLE = Need(Room(cpus=8, memory_bytes=GIB))
 """Takes a worker of its own."""
 SMALL = Need(Room(cpus=1, memory_bytes=GIB))
@@ -237,6 +237,7 @@ needs = st.builds(
         cpus=st.integers(0, 8),
         memory_bytes=st.integers(1, 16).map(lambda n: n * GIB),
         disk_bytes=st.just(0),
+        time_seconds=st.sampled_from((0, 0, 3600)),
     ),
     queue=st.just(""),
 )
@@ -248,6 +249,7 @@ offers = st.builds(
         cpus=st.integers(0, 8),
         memory_bytes=st.integers(0, 16).map(lambda n: n * GIB),
         disk_bytes=st.just(UNBOUNDED),
+        time_seconds=st.sampled_from((1800, 3600, UNBOUNDED)),
     ),
     tag=st.just(""),
     tag_exclusive=st.just(False),

@@ -1,0 +1,68 @@
+"""Which staged bundles a pool's workers could run, by what they ask for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from backends.registry import lifetime_seconds
+from bundles.model import Resources
+from manager.capacity import UNBOUNDED, Need, Room
+from manager.policy import PoolConfig
+from manager.queue import QueueConfig
+from manager.sharing import decide_set
+from manager.snapshot import Snapshot
+from manager.staged import demand_of
+
+GIB = 1024**3
+HOUR = 3600
+NOW = 1_000_000.0
+QUEUE = QueueConfig(cpus=4, gpus=0, memory_bytes=8 * GIB)
+SHORT = replace(QUEUE, lifetime_seconds=1.0 * HOUR)
+LONG = replace(QUEUE, lifetime_seconds=10.0 * HOUR)
+
+
+def asking(hours: float) -> Resources:
+    return Resources.from_metadata({"request_cpus": 1, "request_time": f"{round(hours * 60)}m"})
+
+
+def test_a_bundle_that_takes_longer_than_a_worker_lives_fits_none() -> None:
+    counted = [(asking(0), 5), (asking(0.5), 3), (asking(2), 7)]
+    demand, unfit = demand_of(counted, [SHORT])
+    assert sum(demand.values()) == 8
+    assert unfit == [7]
+    assert demand_of(counted, [QUEUE])[1] == [0]
+
+
+def test_bundles_are_told_apart_only_by_which_workers_live_long_enough() -> None:
+    counted = [(asking(minutes / 60), 1) for minutes in range(1200)]
+    demand, unfit = demand_of(counted, [LONG, SHORT, QUEUE])
+    kinds = {need.room.time_seconds: number for need, number in demand.items()}
+    assert kinds == {0: 61, 10 * HOUR: 540, UNBOUNDED: 599}
+    assert unfit == [599, 1139, 0]
+
+
+def test_a_long_bundle_goes_to_the_pool_whose_workers_live_long_enough() -> None:
+    queues = {"short": SHORT, "long": LONG}
+    demand, _ = demand_of([(asking(2), 2), (asking(0.5), 4)], list(queues.values()))
+    snapshots = {name: Snapshot({}, 0, 0, 0) for name in queues}
+    configs = {name: PoolConfig(queue.shape, 0, 10) for name, queue in queues.items()}
+    shares = decide_set(demand, snapshots, configs, NOW)
+    assert shares["short"].decision.launch == 1
+    assert shares["short"].snapshot.staged == 4
+    assert shares["long"].decision.launch == 1
+
+
+def test_without_the_prefilter_it_counts_as_one_that_takes_a_whole_worker() -> None:
+    demand, unfit = demand_of([(asking(2), 3)], [replace(SHORT, prefilter=False)])
+    assert demand == {Need(Room(0, 4, 8 * GIB)): 3}
+    assert unfit == [0]
+
+
+def test_how_long_workers_live_is_said_by_their_backends_options() -> None:
+    assert lifetime_seconds("slurm", {"time": "2:00:00"}) == 2 * HOUR - 120
+    assert lifetime_seconds("slurm", {"time": "UNLIMITED"}) is None
+    assert lifetime_seconds("aws-batch", {"timeout": 3600}) == HOUR
+    assert lifetime_seconds("aws-batch", {"timeout": None}) is None
+    assert lifetime_seconds("gcp-batch", {"max_run_hours": 1.5}) == 1.5 * HOUR
+    assert lifetime_seconds("local-process", {}) is None
+    assert lifetime_seconds("a-plugin-that-is-gone", {}) is None
