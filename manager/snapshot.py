@@ -15,7 +15,8 @@ class Snapshot:
     """A complete observation. There is none of half a queue or half a list of jobs.
 
     ``demand``: staged bundles that a worker of this pool could run, by what they ask for;
-    ``unfit``: how many of the same search it could not (too large, too long, or queued for another tag).
+    ``unfit``: how many of the same search it could not (too large, too long, or queued for another
+    tag).
     ``pending``: jobs whose worker does not take bundles yet, intents of unknown outcome included;
     ``active``: jobs whose worker does; ``ending``: jobs that we asked to end and that are still
     there. ``free``: the room that active workers have left, where the
