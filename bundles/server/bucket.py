@@ -87,7 +87,7 @@ class Bucket:
         """End transfers; who waits for one gets a ServerFault. Parts that an upload leaves behind
         are for ``abort_uploads``."""
         self._is_closing = True
-        self._transfers.shutdown(cancel=True, cancel_msg="the server ends")
+        self._transfers.shutdown()  # soon, since nothing is asked any more
 
     def upload(self, path: Path, key: str, metadata: Mapping[str, str]) -> None:
         """A file, in parts if it is large. The SDK sends a checksum with each, which S3 checks."""
