@@ -59,13 +59,13 @@ class Server:
         assert line.startswith("Serving on "), f"it said {line!r}; {self.log.read_text()}"
         self.url = line.removeprefix("Serving on ").strip()
 
-    def stop(self, number: int = signal.SIGTERM) -> int:
+    def stop(self, number: int = signal.SIGTERM, *, patience_seconds: float = 15.0) -> int:
         """Send a signal; the exit code. Fails when it does not exit."""
         assert self._process is not None
         process, self._process = self._process, None
         process.send_signal(number)
         try:
-            return process.wait(timeout=15)
+            return process.wait(timeout=patience_seconds)
         finally:
             process.kill()
             process.wait()
