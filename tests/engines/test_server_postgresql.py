@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psycopg
 import pytest
 from postgresql_engine import PostgreSQL
@@ -194,6 +195,9 @@ def test_a_database_that_dies_is_503_until_it_is_back(
         ):
             with pytest.raises(ServerFault, match="database"):
                 call()
+        health = httpx.get(f"{server.url}/healthz", trust_env=False, timeout=60)
+        assert health.status_code == 503
+        assert health.text.startswith("the database failed")
         postgresql.start()
         assert impatient.count(["state=preparing"]) == 1
     worker.say(worker.run(message, "running"))
