@@ -54,6 +54,7 @@ class Account:
         self._of_cron: list[subprocess.Popen[bytes]] = []
         self.wheel = next(machine.glob("*.whl"))
         self.script = str(machine / "deploy/slurm/install")
+        self.module = machine / "module"
         for place in (self.home.resolve(), self.table.parent):
             place.mkdir(mode=0o700)
             os.chown(place, NOBODY, NOBODY)
@@ -72,13 +73,13 @@ class Account:
         path.write_text(f"#!/bin/sh\n{script}\n")
         path.chmod(0o755)
 
-    def install(self, *words: str, token: str = "") -> subprocess.CompletedProcess[str]:
-        return self.run(self.script, *words, token=token)
+    def install(self, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        return self.run(self.script, *words, **variables)
 
-    def run(self, *command: str, token: str = "") -> subprocess.CompletedProcess[str]:
+    def run(self, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [*AS_NOBODY, *command],
-            env=self.env | ({"WORKER_MANAGER_TOKEN": token} if token else {}),
+            env=self.env | variables,
             cwd="/",
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -184,11 +185,16 @@ def cluster(slurm_cluster: SlurmCluster) -> Iterator[SlurmCluster]:
 
 @pytest.fixture(scope="module")
 def machine() -> Iterator[Path]:
-    """What every user finds on the login node: a Python, this tree's wheel, the script."""
+    """What every user finds on the login node: a Python, one that a module has, which does not
+    start without LD_LIBRARY_PATH, this tree's wheel, the script."""
     directory = Path(tempfile.mkdtemp(prefix="machine-"))
     directory.chmod(0o755)
     try:
         copy_python(directory / "python")
+        copy_python(directory / "module")
+        (directory / "module/libraries").mkdir()
+        for library in (directory / "module/lib").glob("libpython*"):
+            library.rename(directory / "module/libraries" / library.name)
         copy_dependencies(directory / "dependencies")
         make_wheel(directory, directory / "dependencies")
         shutil.copytree(ROOT / "deploy", directory / "deploy")
@@ -264,13 +270,16 @@ def test_a_user_without_rights_installs_drains_upgrades_and_leaves_nothing(
         assert done.returncode == 1
         assert account.installed() == before
         kept = account.manager()
-        done = account.install("--from", str(account.wheel))
+        done = account.install(
+            *("--from", str(account.wheel), "--python", str(account.module / "bin/python3")),
+            LD_LIBRARY_PATH=str(account.module / "libraries"),
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         assert kept is not None
         assert not kept.is_running()
         assert (account.prefix / "current").samefile(account.prefix / "versions/2")
         assert not stale.exists()
-        assert f"{used} stays: 1 workers may run from it" in done.stdout
+        assert f"{used} stays, since this may run from it: 1 worker" in done.stdout
         assert set(account.processes("-m", "worker")) & set(worker)
         again = account.cron("*/5 * * * *")
         assert again.wait(COMMAND_SECONDS) == 0  # since the manager runs
@@ -283,7 +292,7 @@ def test_a_user_without_rights_installs_drains_upgrades_and_leaves_nothing(
         eventually(lambda: states(cut)["running"], "the last bundle runs")
         done = account.install("--uninstall")
         assert done.returncode == 1
-        assert "the manager is gone; 1 workers live" in done.stderr
+        assert f"not all that runs from {account.prefix}: 1 worker." in done.stderr
         assert account.manager() is None
         assert not account.table.exists()
         done = account.install("--uninstall", "--terminate-workers")
@@ -306,8 +315,8 @@ def test_where_a_user_may_linger_systemd_keeps_the_manager(
     try:
         done = account.install(
             *("--from", str(account.wheel), "--", "--non-interactive"),
-            *("--server", server.url, "--min", "0"),
-            token=server.home.token_path.read_text().strip(),
+            *("--server", server.url, "--min", "1", "--worker-idle-seconds", "1000"),
+            WORKER_MANAGER_TOKEN=server.home.token_path.read_text().strip(),
         )
         assert done.returncode == 0, done.stdout + done.stderr
         shown = account.run("systemctl", "--user", "show", "worker-manager", "-p", "StatusText")
@@ -319,10 +328,13 @@ def test_where_a_user_may_linger_systemd_keeps_the_manager(
         assert not old.is_running()
         assert account.manager() is not None
         assert not account.table.exists()
+        eventually(lambda: account.processes("-m", "worker"), "the worker starts")
         done = account.install("--uninstall")
-        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.returncode == 1
         assert account.manager() is None
         assert not unit.exists()
+        done = account.install("--uninstall", "--terminate-workers")
+        assert done.returncode == 0, done.stdout + done.stderr
         assert list(account.home.rglob("*")) == [account.home / ".config"]
     finally:
         systemd.stop()
