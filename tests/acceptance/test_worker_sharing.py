@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import os
 import signal
 import socket
@@ -73,7 +74,8 @@ def test_a_run_can_be_talked_to_at_a_port(script: ScriptedServer, tmp_path: Path
         uuid = script.run(f'exec {sys.executable} -c "{program}"')
         script.until_state(uuid, "running")
 
-        def read(number: int) -> bytes:
+        def printed(number: int) -> bytes:
+            """What it has written so far: nothing, too, while there is no such file yet."""
             script.send(
                 {
                     "type": "read",
@@ -84,11 +86,11 @@ def test_a_run_can_be_talked_to_at_a_port(script: ScriptedServer, tmp_path: Path
                 }
             )
             script.until(lambda: number in script.replies)
-            return bytes(script.replies[number])
+            said = script.replies[number]
+            return gzip.decompress(said) if isinstance(said, bytes) else b""
 
-        empty = read(1)
         number = 1
-        while read(number) == empty:
+        while printed(number) != b"up\n":
             number += 1
         number += 1
         script.send(
