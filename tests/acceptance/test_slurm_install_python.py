@@ -1,5 +1,5 @@
-"""deploy/slurm/install before it has a Python of its own: which it takes, and what it leaves when it
-goes no further. The Pythons are stand-ins, and nothing else of the machine is on PATH but tools."""
+"""deploy/slurm/install before it has a Python of its own: which one it takes, and what it leaves
+when it goes no further. Pythons are stand-ins, and nothing else is on PATH but tools."""
 
 from __future__ import annotations
 
