@@ -19,7 +19,7 @@ from bundles.server.store import StoreFault
 
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 10.0
-"""No single call of ours makes S3 think for longer; also how long the end may be waited for."""
+"""Between two bytes of an answer; also how long the end of a server may have to wait for S3."""
 ATTEMPTS = 4
 PART_BYTES = 16 * 1024**2
 """Of larger objects; the SDK makes larger parts where this would make more than 10,000."""

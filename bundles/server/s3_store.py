@@ -21,7 +21,15 @@ from bundles.errors import NotFound, ServerFault, UsageError
 from bundles.server.bucket import Bucket, Head
 from bundles.server.cache import Cache
 from bundles.server.places import S3Place
-from bundles.server.store import LOCATION, MARK, check_mark, not_ours, remove, sha256_in
+from bundles.server.store import (
+    LOCATION,
+    MARK,
+    StoreFault,
+    check_mark,
+    not_ours,
+    remove,
+    sha256_in,
+)
 
 log = logging.getLogger(__name__)
 
@@ -89,16 +97,24 @@ class S3Store:
         return location
 
     def _put(self, file: Path, location: str, metadata: dict[str, str]) -> None:
-        self._bucket.upload(file, _key(location), metadata)
         sent_bytes = file.stat().st_size
         try:
-            kept_bytes = self._bucket.head(_key(location)).size_bytes
-        except NotFound:
-            kept_bytes = 0
+            self._bucket.upload(file, _key(location), metadata)
+        except StoreFault:
+            # Its last reply may be all that was lost: no other upload has this key.
+            if self._kept_bytes(location) != sent_bytes:
+                raise
+        kept_bytes = self._kept_bytes(location)
         if kept_bytes != sent_bytes:
             raise ServerFault(
                 f"the store kept {kept_bytes} bytes of the {sent_bytes} it was sent: try again"
             )
+
+    def _kept_bytes(self, location: str) -> int:
+        try:
+            return self._bucket.head(_key(location)).size_bytes
+        except NotFound:
+            return 0
 
     def hold(self, location: str) -> Path | None:
         return self._cache.hold(location)

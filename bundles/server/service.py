@@ -5,7 +5,6 @@ what came in the body, and how errors become replies.
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -21,7 +20,6 @@ from starlette.routing import Route
 
 from bundles.errors import (
     BundlesError,
-    DiskFull,
     NotAuthenticated,
     NotPermitted,
     ServerFault,
@@ -40,10 +38,11 @@ from bundles.server.books import Books, Clock, Effects, Letter
 from bundles.server.database import Database, first_line
 from bundles.server.desk import Desk
 from bundles.server.feed import Feed
+from bundles.server.fetching import Fetching, guarded
 from bundles.server.mailroom import Mailroom
 from bundles.server.registry import renew_token
 from bundles.server.sockets import Sockets
-from bundles.server.store import SharedStore, Store, StoreFault, delete_all, sweep
+from bundles.server.store import SharedStore, Store, delete_all, sweep
 
 log = logging.getLogger(__name__)
 
@@ -52,10 +51,6 @@ T = TypeVar("T")
 JSON_LIMIT_BYTES = 64 * 1024**2
 READING_THREADS = 8
 STORING_THREADS = 8
-FETCHING_THREADS = 4
-FETCHING_SECONDS = 30.0
-"""How long a reader waits for contents that are fetched, before it is told to come again: less than
-clients wait for an answer."""
 RETRY_AFTER_SECONDS = "5"
 PRUNING_SECONDS = 600.0
 """How often it is looked whether transitions may go."""
@@ -100,8 +95,7 @@ class Service:
         self.history_start = 0
         self._readers = ThreadPoolExecutor(READING_THREADS, thread_name_prefix="reader")
         self._storekeepers = ThreadPoolExecutor(STORING_THREADS, thread_name_prefix="store")
-        self._fetchers = ThreadPoolExecutor(FETCHING_THREADS, thread_name_prefix="fetch")
-        self._fetches: dict[str, asyncio.Future[None]] = {}
+        self._fetching = Fetching(store)
         self._background: set[asyncio.Future[Any]] = set()
         self._ending = Bell()
 
@@ -133,7 +127,7 @@ class Service:
             await asyncio.wait(self._background, timeout=BACKGROUND_SECONDS)
         await asyncio.to_thread(self.desk.stop)
         await asyncio.to_thread(self.store.close)
-        self._fetchers.shutdown(wait=True, cancel_futures=True)
+        await asyncio.to_thread(self._fetching.close)
         self._readers.shutdown(wait=False, cancel_futures=True)
         self._storekeepers.shutdown(wait=True, cancel_futures=True)
         self.database.close()
@@ -227,36 +221,11 @@ class Service:
 
     async def store_io(self, job: Callable[[], T]) -> T:
         """Do something with the store. Raises DiskFull, or ServerFault for other disk errors."""
-        return await self._in_thread(self._storekeepers, lambda: _guarded(job))
+        return await self._in_thread(self._storekeepers, lambda: guarded(job))
 
     async def hold(self, location: str) -> Path:
-        """The contents there, brought if need be; they stay until ``release``.
-
-        However many want the same, it is brought once, also when those have gone meanwhile.
-        Raises NotFound, ServerFault, also when it takes long.
-        """
-        deadline = self.clock.monotonic() + FETCHING_SECONDS
-        while (root := await self.store_io(lambda: self.store.hold(location))) is None:
-            fetch = self._fetches.get(location)
-            if fetch is None:
-                fetch = asyncio.ensure_future(
-                    self._in_thread(
-                        self._fetchers, lambda: _guarded(lambda: self.store.fetch(location))
-                    )
-                )
-                self._fetches[location] = fetch
-                fetch.add_done_callback(lambda fetch: self._end_fetch(location, fetch))
-            left = deadline - self.clock.monotonic()
-            await asyncio.wait([fetch], timeout=max(0.0, left))
-            if not fetch.done() or left <= 0:
-                raise ServerFault("these contents are on their way from the store: try again")
-            fetch.result()
-        return root
-
-    def _end_fetch(self, location: str, fetch: asyncio.Future[None]) -> None:
-        del self._fetches[location]
-        if not fetch.cancelled():
-            fetch.exception()  # those who wait raise it, if there still are any
+        """The contents there, which stay until ``release``. Raises NotFound, ServerFault."""
+        return await self._fetching.hold(location)
 
     def release(self, location: str) -> None:
         """Undo one ``hold``, in the background."""
@@ -298,16 +267,6 @@ class Service:
     async def act(self, operation: Callable[[Books], T]) -> T:
         """Have the desk do something."""
         return await self.desk.do(operation)
-
-
-def _guarded(job: Callable[[], T]) -> T:
-    try:
-        return job()
-    except StoreFault as error:
-        log.error("%s", error.details)
-        raise
-    except OSError as error:
-        raise disk_fault(error) from error
 
 
 # Bodies and replies
@@ -365,13 +324,6 @@ def _has_nul(document: Any) -> bool:
         elif isinstance(value, list):
             stack.extend(value)
     return False
-
-
-def disk_fault(error: OSError) -> ServerFault:
-    """The sentence for an error of the server's disk."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return DiskFull("the server's disk is full: nothing was kept, try again when there is room")
-    return ServerFault(f"the server's disk failed ({error.strerror or error}): try again")
 
 
 def error_reply(error: BundlesError) -> Response:

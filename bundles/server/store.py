@@ -64,7 +64,7 @@ class Store(Protocol):
 
     def hold(self, location: str) -> Path | None:
         """The file or directory there, which stays at this path until ``release``. None: it has to
-        be fetched before."""
+        be fetched before. This one does not block."""
 
     def fetch(self, location: str) -> None:
         """Bring what ``hold`` has not. Raises NotFound."""

@@ -35,6 +35,8 @@ CUT = 0
 """Instead of a status: no answer, and the connection is closed."""
 HANG = -1
 """Neither, until the fault is over."""
+REPLY_LOST = -2
+"""What was asked is done, and then as CUT."""
 
 
 @cache
@@ -47,7 +49,7 @@ def _moto() -> Any:
 
 @dataclass
 class Fault:
-    """``status``: of the answer, or CUT or HANG. ``seen`` is set when it first happens."""
+    """``status``: of the answer, or CUT, HANG or REPLY_LOST. ``seen``: it happened."""
 
     operation: str
     status: int
@@ -159,17 +161,16 @@ class FakeS3:
             PLAIN.get(method, method),
         )
         self.asked.append((operation, unquote(address.path)))
-        for fault in list(self._faults):
-            if fault.operation in ("", operation) and fault.when(parameters):
-                fault.seen.set()
-                if fault.status == HANG:
-                    fault.over.wait(timeout=60)
-                if fault.status <= 0:
-                    return None
-                error = (
-                    f"<Error><Code>{fault.code}</Code><Message>so it was asked</Message></Error>"
-                )
-                return fault.status, {"Content-Type": "application/xml"}, error.encode()
+        fault = next(
+            (
+                fault
+                for fault in list(self._faults)
+                if fault.operation in ("", operation) and fault.when(parameters)
+            ),
+            None,
+        )
+        if fault is not None and fault.status != REPLY_LOST:
+            return self._fail(fault)
         if operation == "ListObjectsV2":
             parameters["max-keys"] = [str(self.page_size)]
             target = f"{address.path}?{urlencode(parameters, doseq=True)}"
@@ -177,7 +178,20 @@ class FakeS3:
             reply = _moto().open(
                 target, method=method, headers=dict(headers), data=body, base_url=self.url
             )
-            return reply.status_code, dict(reply.headers), reply.data
+            answer = reply.status_code, dict(reply.headers), reply.data
+        if fault is not None:
+            fault.seen.set()
+            return None
+        return answer
+
+    def _fail(self, fault: Fault) -> tuple[int, dict[str, str], bytes] | None:
+        fault.seen.set()
+        if fault.status == HANG:
+            fault.over.wait(timeout=60)
+        if fault.status <= 0:
+            return None
+        error = f"<Error><Code>{fault.code}</Code><Message>so it was asked</Message></Error>"
+        return fault.status, {"Content-Type": "application/xml"}, error.encode()
 
 
 class S3Server(Server):

@@ -15,7 +15,8 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from bundles.errors import BundlesError, ServerFault
-from bundles.server.service import Service, disk_fault
+from bundles.server.fetching import disk_fault
+from bundles.server.service import Service
 
 log = logging.getLogger(__name__)
 
