@@ -15,6 +15,9 @@ from manager.options import pool_options
 class ByBackend(click.Group):
     """``command_of`` makes a backend's command, whose options may stand before its name, too."""
 
+    also = ""
+    """What else may stand for a backend's name."""
+
     def __init__(
         self, name: str, command_of: Callable[[registry.Entry], click.Command], **attributes: Any
     ) -> None:
@@ -34,3 +37,11 @@ class ByBackend(click.Group):
         if cmd_name not in registry.names():
             return None
         return self._command_of(registry.find(cmd_name))
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if self.get_command(ctx, args[0]) is None:
+            known = ", ".join(registry.entries())
+            raise click.UsageError(f"there is no backend {args[0]!r}: name {known}{self.also}")
+        return super().resolve_command(ctx, args)

@@ -67,6 +67,8 @@ LARGEST_SKEW_SECONDS = 3600.0
 SLOW_LOOK_SECONDS = 60.0
 SLOW_GROWTH_SECONDS = 3600.0
 WORKER_START_SECONDS = 60.0
+ELSEWHERE = frozenset({"slurm", "aws-batch", "azure-batch", "gcp-batch"})
+"""Backends whose workers are on other machines."""
 
 
 # This machine
@@ -228,7 +230,7 @@ def idle_seconds(given: Examination) -> Verdict:
     idle, low = given.settings["worker_idle_seconds"], given.settings["min_workers"]
     if low and idle < SLOW_LOOK_SECONDS:
         return warn(
-            f"idle workers leave after {idle} s, and {low} are launched again each time",
+            f"idle workers leave after {idle} s, and others are launched again each time",
             "raise --worker-idle-seconds, or give --min-workers 0",
         )
     return ok(f"idle workers leave after {idle} s")
@@ -274,6 +276,15 @@ def server_encrypted(given: Examination) -> Verdict:
             "give an https:// address, unless the network is your own",
         )
     return ok("nobody on the way can read along")
+
+
+def server_for_workers(given: Examination) -> Verdict:
+    if given.backend_name in ELSEWHERE and _is_here(given.server):
+        return warn(
+            f"{given.server} is this machine alone: workers on others do not reach it",
+            "give an address that they know; `bundles serve --host` takes one",
+        )
+    return ok("nothing speaks against workers reaching the server")
 
 
 def password_file(given: Examination) -> Verdict:
@@ -371,6 +382,7 @@ def worker_token(given: Examination) -> Verdict:
 
 
 def search_words(given: Examination) -> Verdict:
+    given.account  # noqa: B018 - a password file that is none is said besides
     try:
         given.staged  # noqa: B018
     except UsageError as error:
@@ -544,6 +556,7 @@ CHECKS: Mapping[str, Callable[[Examination], Verdict]] = {
     "journal-readable": journal_readable,
     "server-address": server_address,
     "server-encrypted": server_encrypted,
+    "server-for-workers": server_for_workers,
     "password-file": password_file,
     "credentials-found": credentials_found,
     "credentials-single": credentials_single,

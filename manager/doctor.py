@@ -48,6 +48,8 @@ def _command_of(entry: registry.Entry) -> click.Command:
 class Doctor(ByBackend):
     """… and one for each pools file, by its path."""
 
+    also = ", or a file whose name ends in .toml"
+
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         return super().get_command(ctx, cmd_name) or _file_command(cmd_name)
 

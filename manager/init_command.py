@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,10 @@ def _command_of(entry: registry.Entry) -> click.Command:
         path = Path(file).absolute()
         if path.exists() and not force:
             raise click.UsageError(f"{file} is there: --force writes another in its place")
+        if not os.access(path.parent, os.W_OK | os.X_OK):
+            raise click.UsageError(
+                f"{path.parent} is no directory to write to: give another --file"
+            )
         context = click.get_current_context()
         said = {name: value for name, value in settings.items() if _is_given(context, name)}
         missing = [o.opts[0] for o in options if o.name in required and not said.get(o.name)]
@@ -74,11 +79,12 @@ def _command_of(entry: registry.Entry) -> click.Command:
             wanted = ("server", *required, *ALSO_ASKED.get(entry.name, ()), *ASKED_OF_ALL)
             unsaid = [name for name in dict.fromkeys(wanted) if name not in said]
             by_name = {option.name: option for option in options}
-            for name in unsaid:
-                answer = _ask(context, by_name[name], must=name in required)
-                if answer is not None:
-                    said[name] = answer
-            credentials = _ask_credentials(said)
+            with _answered():
+                for name in unsaid:
+                    answer = _ask(context, by_name[name], must=name in required)
+                    if answer is not None:
+                        said[name] = answer
+                credentials = _ask_credentials(said)
         check_together(settings | said)
         if credentials:
             password = path.with_name("password")
@@ -93,7 +99,11 @@ def _command_of(entry: registry.Entry) -> click.Command:
         entry.name,
         params=[
             click.Option(
-                ["--file"], default="pools.toml", show_default=True, help="The file to write."
+                ["--file"],
+                type=click.Path(dir_okay=False),
+                default="pools.toml",
+                show_default=True,
+                help="The file to write.",
             ),
             click.Option(["--force"], is_flag=True, help="Write it though there is one."),
             click.Option(["--non-interactive"], is_flag=True, help="Ask nothing."),
@@ -115,6 +125,21 @@ def _is_given(context: click.Context, name: str) -> bool:
 
 
 # Asking
+
+
+@contextmanager
+def _answered() -> Iterator[None]:
+    """Whoever goes away in the middle has a line of their own, and nothing is written."""
+    try:
+        yield
+    except click.Abort as error:
+        click.echo(err=True)
+        if isinstance(error.__context__, EOFError):
+            raise click.UsageError(
+                "the answers end before the questions, and nothing is written: "
+                "--non-interactive takes options alone"
+            ) from error
+        raise
 
 
 def _ask(context: click.Context, option: click.Option, *, must: bool) -> Any:
@@ -213,6 +238,7 @@ def _write(path: Path, text: str, mode: int, force: bool) -> None:
 
 def _what_comes_next(backend: str, file: str) -> str:
     steps = [
+        (f"worker-manager doctor {file}", "does anything stand in the way?"),
         (f"worker-manager run {file} --plan", "what would it do now? changes nothing"),
         (f"worker-manager run {file}", "keep the pool, until Ctrl-C"),
     ]

@@ -60,6 +60,7 @@ class Patient:
         self.date: float | None = time.time()
         self.environ = {"WORKER_MANAGER_TOKEN": "t", "PATH": os.environ["PATH"]}
         self.missing: tuple[str, ...] = ()
+        self.backend_name = "local-process"
         command = click.Command("x", params=[*pool_options()], callback=lambda **given: given)
         self.settings: dict[str, Any] = command.main([], standalone_mode=False)
         self.settings |= {"cpus": 2, "gpus": 0, "memory_mb": 4096, "search": ()}
@@ -86,7 +87,8 @@ class Patient:
 
         worker = WorkerOptions(executable=self.settings["worker_executable"])
         return Examination(
-            "local-process", self.settings, worker, self.environ, self.missing, connect, load
+            self.backend_name,
+            *(self.settings, worker, self.environ, self.missing, connect, load),
         )
 
     def verdict(self, name: str) -> Verdict:
@@ -250,6 +252,10 @@ def both(*spoils: Spoil) -> Spoil:
     return spoil
 
 
+def of_slurm(patient: Patient, _: pytest.MonkeyPatch) -> None:
+    patient.backend_name = "slurm"
+
+
 def image(value: str | None) -> Spoil:
     def spoil(patient: Patient, _: pytest.MonkeyPatch) -> None:
         patient.options = [click.Option(["--image"])]
@@ -289,6 +295,7 @@ SPOILED: list[tuple[str, Status, Spoil, str]] = [
     ("journal-readable", Status.WARN, file("journal/p.jsonl", '{"format": 99}\n'), "format 99"),
     ("server-address", Status.FAIL, setting(server="localhost"), "is not an address"),
     ("server-encrypted", Status.WARN, setting(server="http://example.org"), "example.org"),
+    ("server-for-workers", Status.WARN, of_slurm, "workers on others do not reach it"),
     ("password-file", Status.FAIL, setting(password_file="/no/such/file"), "cannot be read"),
     ("credentials-found", Status.FAIL, no_token, "no credentials"),
     (
@@ -365,6 +372,14 @@ def test_what_is_wrong_is_told_with_what_to_do(
 
 def test_every_check_is_tested_both_ways() -> None:
     assert {name for name, *_ in SPOILED} == set(CHECKS)
+
+
+def test_one_cause_is_one_failure(patient: Patient) -> None:
+    patient.settings["password_file"] = "/no/such/file"
+    given = patient.examination()
+    failed = {name for name, verdict in examine(given) if verdict.status is Status.FAIL}
+    given.close()
+    assert failed == {"password-file", "credentials-found"}
 
 
 def test_images_of_one_version_are_well(patient: Patient) -> None:

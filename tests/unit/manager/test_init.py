@@ -116,6 +116,39 @@ def test_nothing_is_asked_for_where_nobody_answers(capsys: pytest.CaptureFixture
     assert not Path("pools.toml").exists()
 
 
+def test_whoever_goes_away_before_the_last_answer_is_told_that_nothing_is_written() -> None:
+    done = init("slurm", answers=(SERVER,))
+    assert done.exit_code == 2
+    assert "nothing is written: --non-interactive takes options alone" in done.output
+    assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        (".", "is a directory"),
+        ("nowhere/pools.toml", "nowhere is no directory to write to"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_asked(
+    file: str, said: str
+) -> None:
+    done = init("slurm", "--file", file)
+    assert done.exit_code == 2
+    assert said in " ".join(done.output.split())
+    assert "--server" not in done.output
+
+
+@pytest.mark.parametrize("command", ["init", "doctor"])
+def test_a_backend_that_there_is_not_is_told_which_there_are(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, "slrum"]) == 2
+    said = capsys.readouterr().err
+    assert "there is no backend 'slrum': name local-process, local-docker, slurm," in said
+    assert ("a file whose name ends in .toml" in said) == (command == "doctor")
+
+
 def test_limits_that_contradict_each_other_are_not_written(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
