@@ -114,6 +114,10 @@ def _show(bundle: Bundle) -> None:
     add("state", bundle.state, STATE_STYLES.get(bundle.state, ""))
     add("details", bundle.state_details)
     add("failure", _plain(metadata.get("failure_message")), "red")
+    lost_with = metadata.get("lost_with") or ()
+    if lost_with:
+        times = "once" if len(lost_with) == 1 else f"{len(lost_with)} times"
+        add("lost", f"{times} while it ran, with {', '.join(lost_with)}")
     add("owner", document["owner"])
     add("created", moment(metadata.get("created")))
     add("time", duration(metadata.get("time")))
@@ -125,7 +129,7 @@ def _show(bundle: Bundle) -> None:
             "" if number else "depends on",
             f"{dependency.child_path} ← {dependency.parent_uuid}{path}{name}",
         )
-    shown = {"name", "failure_message", "created", "time"}
+    shown = {"name", "failure_message", "created", "time", "lost_with"}
     for key, value in metadata.items():
         if key in shown or value in (None, "", [], {}):
             continue

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -214,6 +216,89 @@ def test_a_full_worker_is_no_reason_to_say_never() -> None:
     made = scheduler(offer("w", cpus=1), bundles=(waiting("a", 1), waiting("b", 2)))
     assert made.match() == [Match("a", "w")]
     assert made.judge() == []
+
+
+def test_a_priority_that_is_lowered_counts() -> None:
+    bundles = (waiting("a", 1, priority=5), waiting("b", 2, priority=4), waiting("c", 3))
+    made = scheduler(bundles=bundles)
+    made.remove("a")
+    made.add(waiting("a", 1, priority=1))
+    made.offer(offer("w", cpus=2))
+    assert [match.uuid for match in made.match()] == ["b", "a"]
+
+
+def test_a_deferred_bundle_goes_last_whoever_owns_it_and_takes_what_is_left() -> None:
+    made = scheduler(
+        bundles=(
+            replace(waiting("late", 1, priority=9, owner_id="a"), is_deferred=True),
+            waiting("low", 2, priority=-1, owner_id="b"),
+            waiting("other", 3, owner_id="b"),
+        )
+    )
+    made.offer(offer("w", cpus=3))
+    assert [match.uuid for match in made.match()] == ["other", "low", "late"]
+
+
+def test_a_bundle_that_is_to_be_alone_does_not_come_beside_another_nor_another_beside_it() -> None:
+    made = scheduler(offer("w", cpus=4), bundles=(waiting("shared", 1),))
+    assert made.match() == [Match("shared", "w")]
+    made.add(replace(waiting("alone", 2, alone=True), is_deferred=True))
+    assert made.match() == []
+    made.release("w", "shared")
+    assert made.match() == [Match("alone", "w")]
+    assert made.in_use("w") == (4, 0, 4 * GIB), "there is room for nothing else"
+    made.add(waiting("next", 3))
+    assert made.match() == []
+    made.release("w", "alone")
+    assert made.match() == [Match("next", "w")]
+    assert made.in_use("w") == (1, 0, GIB)
+
+
+def test_a_worker_is_kept_for_a_bundle_that_is_to_be_alone_and_would_starve() -> None:
+    made = scheduler(offer("v", cpus=3), offer("w"), bundles=())
+    for order in range(5):
+        made.add(waiting(f"{order}", order))
+    on = {match.uuid: match.worker_id for match in made.match()}
+    made.add(waiting("alone", 10, alone=True))
+    assert made.match() == []
+    # It is the one with the fewest bundles: nothing comes to it any more.
+    first, second = [uuid for uuid, worker_id in on.items() if worker_id == "w"]
+    made.add(waiting("more", 11))
+    made.release("w", first)
+    assert made.match() == []
+    assert made.in_use("w") == (2, 0, 4 * GIB)
+    made.release("w", second)
+    assert made.match() == [Match("alone", "w")]
+
+
+@pytest.mark.parametrize("how", ["removed", "deferred", "run elsewhere", "drained", "withdrawn"])
+def test_a_worker_is_kept_no_longer_than_it_must_be(how: str) -> None:
+    made = scheduler(offer("w"), bundles=(waiting("a", 1), waiting("b", 2)))
+    assert len(made.match()) == 2
+    made.add(waiting("alone", 3, alone=True))
+    made.match()
+    made.release("w", "a")
+    made.add(waiting("next", 4))
+    assert made.match() == []
+    expected = [Match("next", "w")]
+    if how == "removed":
+        made.remove("alone")
+    elif how == "deferred":
+        made.remove("alone")
+        made.add(replace(waiting("alone", 3, alone=True), is_deferred=True))
+    elif how == "run elsewhere":
+        made.offer(offer("z"))
+        assert made.match() == [Match("alone", "z")]
+    elif how == "drained":
+        made.offer(offer("w", accepting=False))
+        assert made.match() == []
+        made.remove("alone")
+        made.offer(offer("w"))
+    elif how == "withdrawn":
+        made.withdraw("w")
+        made.offer(offer("w", cpus=1))
+        expected = [Match("alone", "w")]
+    assert made.match() == expected
 
 
 needs = st.tuples(
