@@ -50,6 +50,7 @@ T = TypeVar("T")
 
 JSON_LIMIT_BYTES = 64 * 1024**2
 READING_THREADS = 8
+DISK_THREADS = 8
 STORING_THREADS = 8
 RETRY_AFTER_SECONDS = "5"
 PRUNING_SECONDS = 600.0
@@ -94,6 +95,7 @@ class Service:
         """Rings when a lease was given back."""
         self.history_start = 0
         self._readers = ThreadPoolExecutor(READING_THREADS, thread_name_prefix="reader")
+        self._disk = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="disk")
         self._storekeepers = ThreadPoolExecutor(STORING_THREADS, thread_name_prefix="store")
         self._fetching = Fetching(store)
         self._background: set[asyncio.Future[Any]] = set()
@@ -130,6 +132,7 @@ class Service:
         await asyncio.to_thread(self._fetching.close)
         self._readers.shutdown(wait=False, cancel_futures=True)
         self._storekeepers.shutdown(wait=True, cancel_futures=True)
+        self._disk.shutdown(wait=True, cancel_futures=True)
         self.database.close()
 
     def _publish(self, effects: Effects) -> None:
@@ -167,7 +170,7 @@ class Service:
         for part in (bundle, *bundle["dependencies"]):
             if part["location"] is not None:
                 part["location"] = store.address(part["location"])
-        self._in_background(self.store_io(lambda: store.lay_out(location)))
+        self._in_background(self.disk_io(lambda: store.lay_out(location)))
 
     def _in_background(self, work: Awaitable[Any]) -> None:
         task = asyncio.ensure_future(work)
@@ -220,8 +223,14 @@ class Service:
             raise ServerFault(f"the database failed ({first_line(error)}): try again") from error
 
     async def store_io(self, job: Callable[[], T]) -> T:
-        """Do something with the store. Raises DiskFull, or ServerFault for other disk errors."""
+        """Have the store do something that may take long. Raises DiskFull, or ServerFault for what
+        else fails."""
         return await self._in_thread(self._storekeepers, lambda: guarded(job))
+
+    async def disk_io(self, job: Callable[[], T]) -> T:
+        """Do something with files of contents that waits for nothing but this server's disk: nor
+        for those whose store is away. Raises as store_io."""
+        return await self._in_thread(self._disk, lambda: guarded(job))
 
     async def hold(self, location: str) -> Path:
         """The contents there, which stay until ``release``. Raises NotFound, ServerFault."""
@@ -229,7 +238,7 @@ class Service:
 
     def release(self, location: str) -> None:
         """Undo one ``hold``, in the background."""
-        self._in_background(self.store_io(lambda: self.store.release(location)))
+        self._in_background(self.disk_io(lambda: self.store.release(location)))
 
     async def think(self, job: Callable[[], T]) -> T:
         """Do something that takes long but waits for nothing, while others are answered."""

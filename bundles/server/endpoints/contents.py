@@ -127,7 +127,7 @@ async def _upload(service: Service, request: Request, caller: Caller) -> Respons
         is_clean = len(places) == 1  # and what lay there has its own name in the store now
     finally:
         if not is_clean and places:
-            await service.store_io(lambda: _discard(store, places))
+            await service.disk_io(lambda: _discard(store, places))
     return empty()
 
 
@@ -160,11 +160,11 @@ async def _arrive(service: Service, request: Request, new_place: Callable[[], Pa
             buffer += chunk
             if len(buffer) > MEMORY_BYTES:
                 piece = bytes(buffer)
-                await service.store_io(lambda piece=piece: write(piece))  # type: ignore[misc]
+                await service.disk_io(lambda piece=piece: write(piece))  # type: ignore[misc]
                 buffer.clear()
         if file is None:
             return io.BytesIO(bytes(buffer))
-        await service.store_io(lambda: write(bytes(buffer)))
+        await service.disk_io(lambda: write(bytes(buffer)))
         file.seek(0)
     except BaseException:
         if file is not None:
@@ -221,7 +221,7 @@ async def _info(service: Service, request: Request, caller: Caller) -> Response:
             return found
 
         try:
-            info = await service.store_io(look)
+            info = await service.disk_io(look)
         finally:
             service.release(location)
     elif _ended_with_nothing(row, path):
@@ -322,7 +322,7 @@ async def _download_kept(
         is_directory = found.is_dir()
         return found, is_directory, 0 if is_directory else found.stat().st_size
 
-    found, is_directory, size_bytes = await service.store_io(look)
+    found, is_directory, size_bytes = await service.disk_io(look)
     name = os.path.basename(path) or row["name"] or row["uuid"]
     if is_directory:
         if not path and row["size_bytes"] is not None:
@@ -338,7 +338,7 @@ async def _download_kept(
         if size_bytes > MEMORY_BYTES:
             compressed = compress(_section(found, 0, size_bytes))
             return StreamingResponse(compressed, 200, headers, "application/octet-stream")
-        content = await service.store_io(lambda: b"".join(compress([found.read_bytes()])))
+        content = await service.disk_io(lambda: b"".join(compress([found.read_bytes()])))
         return Response(content, 200, headers, "application/octet-stream")
     if is_final:
         headers["ETag"] = _tag(location, path)
@@ -355,7 +355,7 @@ async def _download_kept(
     else:
         first, end, status = 0, size_bytes, 200
     if end - first <= MEMORY_BYTES:
-        content = await service.store_io(lambda: b"".join(_section(found, first, end)))
+        content = await service.disk_io(lambda: b"".join(_section(found, first, end)))
         return Response(content, status, headers, "application/octet-stream")
     headers["Content-Length"] = str(end - first)
     chunks = _section(found, first, end)

@@ -96,7 +96,7 @@ async def _count_in_place(service: Service, worker_id: str, said: Checkin) -> di
             sizes_bytes[uuid] = store.measure(location)
 
     with suppress(TimeoutError):  # then the worker's own figure does
-        await asyncio.wait_for(service.store_io(count), COUNTING_SECONDS)
+        await asyncio.wait_for(service.disk_io(count), COUNTING_SECONDS)
     return dict(sizes_bytes)
 
 

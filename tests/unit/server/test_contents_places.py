@@ -34,6 +34,12 @@ def test_what_is_no_place_is_said_with_what_to_write(text: str) -> None:
         S3Place.parse(text)
 
 
+@pytest.mark.parametrize("text", ["", "gs://bucket/x", "http://host/x", "S3://bucket/x"])
+def test_what_is_no_path_is_none(text: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="or the path of a directory"):
+        open_store(text, None, tmp_path)
+
+
 def test_a_cache_is_for_s3_alone(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--contents-cache"):
         open_store(None, 1, tmp_path)
