@@ -1,7 +1,8 @@
 """What deploy/compose.yaml brings up, on an engine of the tests.
 
 The database is this machine's PostgreSQL in an image that starts as the official one does: it makes
-the database of POSTGRES_USER and POSTGRES_DB when its volume is empty, and has its socket in
+the database of POSTGRES_USER and POSTGRES_DB when its volume is empty, wants POSTGRES_PASSWORD of
+who comes by the network unless POSTGRES_HOST_AUTH_METHOD says otherwise, and has its socket in
 /var/run/postgresql. What else that image can do is not there.
 """
 
@@ -32,11 +33,15 @@ ENTRYPOINT = """#!/bin/sh
 set -e
 data=/var/lib/postgresql/data
 if ! [ -s "$data/PG_VERSION" ]; then
-    initdb --auth "$POSTGRES_HOST_AUTH_METHOD" --username "$POSTGRES_USER" --encoding UTF8 \\
-        --no-sync --pgdata "$data"
+    initdb --auth "${POSTGRES_HOST_AUTH_METHOD:-trust}" --username "$POSTGRES_USER" \\
+        --encoding UTF8 --no-sync --pgdata "$data"
+    echo "host all all all ${POSTGRES_HOST_AUTH_METHOD:-scram-sha-256}" >> "$data/pg_hba.conf"
+    [ -z "$POSTGRES_PASSWORD" ] ||
+        echo "ALTER USER $POSTGRES_USER PASSWORD '$POSTGRES_PASSWORD'" |
+            postgres --single -D "$data" postgres
     echo "CREATE DATABASE $POSTGRES_DB" | postgres --single -D "$data" postgres
 fi
-exec postgres -D "$data" -k /var/run/postgresql
+exec postgres -D "$data" -k /var/run/postgresql -h '*'
 """
 
 
