@@ -175,7 +175,6 @@ data "aws_iam_policy_document" "server" {
       "s3:AbortMultipartUpload",
       "s3:DeleteObject",
       "s3:GetObject",
-      "s3:ListMultipartUploadParts",
       "s3:PutObject",
     ]
     resources = ["${aws_s3_bucket.contents[0].arn}/${local.contents_prefix}/*"]

@@ -10,6 +10,9 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import psycopg
+from psycopg import sql
+
 DATABASE = "bundles"
 
 
@@ -40,8 +43,12 @@ class PostgreSQL:
         self._run("initdb", "-A", "trust", "-U", self._user, "--no-sync", "-D", str(self._data))
 
     @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self._port}"
+
+    @property
     def url(self) -> str:
-        return f"postgresql://{self._user}@127.0.0.1:{self._port}/{DATABASE}"
+        return f"postgresql://{self._user}@{self.address}/{DATABASE}"
 
     def start(self) -> None:
         """Until connections are accepted; makes the database the first time."""
@@ -55,6 +62,26 @@ class PostgreSQL:
         if DATABASE not in listing.split():
             self._run("createdb", "-h", "127.0.0.1", "-p", str(self._port), DATABASE)
 
+    def demand_password(self, user: str, password: str) -> None:
+        """From now on the database is that of ``user``, who comes by TLS and with a password."""
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            who, word = sql.Identifier(user), sql.Literal(password)
+            connection.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(who, word))
+            name = sql.Identifier(DATABASE)
+            connection.execute(sql.SQL("ALTER DATABASE {} OWNER TO {}").format(name, who))
+            connection.execute("ALTER SYSTEM SET ssl = on")
+        self.stop()
+        certificate, key = self._data / "server.crt", self._data / "server.key"
+        self._run_program(
+            *("openssl", "req", "-x509", "-nodes", "-newkey", "rsa:2048", "-subj", "/CN=127.0.0.1"),
+            *("-out", str(certificate), "-keyout", str(key)),
+        )
+        (self._data / "pg_hba.conf").write_text(
+            f"hostssl all {user} 127.0.0.1/32 scram-sha-256\n"
+            f"host all {self._user} 127.0.0.1/32 trust\n"
+        )
+        self.start()
+
     def stop(self) -> None:
         """At once, as in a crash: connections are cut."""
         self._run("pg_ctl", "-D", str(self._data), "-m", "immediate", "-w", "stop")
@@ -65,13 +92,16 @@ class PostgreSQL:
         shutil.rmtree(self._root, ignore_errors=True)
 
     def _run(self, program: str, *arguments: str) -> str:
+        return self._run_program(str(binaries() / program), *arguments)
+
+    def _run_program(self, program: str, *arguments: str) -> str:
         is_root = os.geteuid() == 0
         with self._log.open("a") as log:
             done = subprocess.run(
-                [str(binaries() / program), *arguments],
+                [program, *arguments],
                 stdin=subprocess.DEVNULL,
                 # Not a pipe where a server is started: it would keep it open.
-                stdout=subprocess.PIPE if program == "psql" else subprocess.DEVNULL,
+                stdout=subprocess.PIPE if program.endswith("/psql") else subprocess.DEVNULL,
                 stderr=log,
                 text=True,
                 timeout=100,

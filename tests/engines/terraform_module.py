@@ -17,7 +17,7 @@ import click
 from manager.options import pool_options
 
 SOURCE = Path(__file__).parents[2] / "terraform"
-SECONDS = 280.0
+SECONDS = 400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,10 @@ class TerraformModule:
     def run(self, verb: str, *options: str, expected: int = 0) -> str:
         """What terraform says on its standard output."""
         done = subprocess.run(
-            [*self._runner.before(self.directory), "terraform", verb, "-no-color", *options],
+            [
+                *self._runner.before(self.directory),
+                *("terraform", *verb.split(), "-no-color", *options),
+            ],
             cwd=self.directory,
             env=self._environment,
             stdin=subprocess.DEVNULL,

@@ -1,6 +1,8 @@
 """terraform/aws by the real terraform and provider, against moto: applied, used, destroyed.
 
-What is there already is in the module's own tests, which are run here, too.
+Everything from nothing, the server included: what its task is told is run here, with the database
+of the tests in place of RDS, and without the balancer. What is there already is in the module's own
+tests, which are run here, too.
 """
 
 from __future__ import annotations
@@ -8,11 +10,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import signal
 import subprocess
 import sys
+import urllib.request
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +26,7 @@ from containers import eventually
 from docker_engine import DockerEngine
 from managing import Managers
 from moto_server import REGION, MotoServer
+from postgresql_engine import PostgreSQL
 from serving import Server
 from terraform_module import TerraformModule, settings, with_moto
 from worker_image import WorkerImage
@@ -28,14 +34,15 @@ from worker_image import WorkerImage
 from backends import aws_batch
 from backends.base import Context, JobState
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(900)
 
 # moto wants to be told the role that AWS makes by itself. The second module runs bundles as
-# processes of the worker's container, in the network that the first one made,
-# and with its credentials.
+# processes of the worker's container, in the network that the first one made, for its server and
+# with its credentials.
 OVERRIDE = """
 module "worker_manager" {{
-  batch_service_role_arn = "{role}"
+  batch_service_role_arn     = "{role}"
+  server_deletion_protection = false
 }}
 """
 SECOND = """
@@ -43,7 +50,7 @@ module "drained" {{
   source                 = "../.."
   name                   = "drained"
   pool                   = "drained"
-  server_url             = var.server_url
+  server_url             = coalesce(module.worker_manager.server_url)
   platform               = "fargate"
   vpc_id                 = module.worker_manager.vpc_id
   subnet_ids             = module.worker_manager.subnet_ids
@@ -70,10 +77,17 @@ CREDENTIALS = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"}
 # What moto (5.2) does not give back as it got it; all the rest must be as it was planned.
 FORGOTTEN = {
     "aws_batch_job_queue.workers": "job_state_time_limit_action",
+    "aws_db_parameter_group.this": "parameter",
     "aws_ecs_service.manager": "availability_zone_rebalancing, enable_ecs_managed_tags",
+    "aws_ecs_service.server": "availability_zone_rebalancing, enable_ecs_managed_tags, "
+    "health_check_grace_period_seconds",
     "aws_launch_template.machine": "tag_specifications",
+    "aws_vpc_security_group_egress_rule.balancer": "description",
     "aws_vpc_security_group_ingress_rule.home": "description",
+    "aws_vpc_security_group_ingress_rule.server": "description",
 }
+# What it makes, and does not take back: the schedule of a password that RDS keeps.
+KEPT = "module.worker_manager.aws_secretsmanager_secret_rotation.database[0]"
 
 IMAGE_MANIFEST = json.dumps(
     {
@@ -86,8 +100,13 @@ IMAGE_MANIFEST = json.dumps(
 
 
 @pytest.fixture
-def image(server: Server, worker_image: WorkerImage) -> str:
-    return worker_image.with_token((server.home.path / "token").read_text().strip())
+def token() -> str:
+    return secrets.token_hex(24)
+
+
+@pytest.fixture
+def image(token: str, worker_image: WorkerImage) -> str:
+    return worker_image.with_token(token)
 
 
 @pytest.fixture
@@ -102,8 +121,14 @@ def moto(tmp_path: Path, docker_engine: DockerEngine, image: str) -> Iterator[Mo
 
 @pytest.mark.engine("terraform")
 @pytest.mark.engine("docker")
+@pytest.mark.engine("postgresql")
 def test_what_terraform_makes_in_aws_is_used_and_all_of_it_goes_again(
-    server: Server, moto: MotoServer, image: str, tmp_path: Path, terraform_mirror: Path
+    moto: MotoServer,
+    postgresql: PostgreSQL,
+    token: str,
+    image: str,
+    tmp_path: Path,
+    terraform_mirror: Path,
 ) -> None:
     module = TerraformModule(
         tmp_path, "aws/examples/minimal", with_moto(terraform_mirror, moto.url)
@@ -113,19 +138,93 @@ def test_what_terraform_makes_in_aws_is_used_and_all_of_it_goes_again(
     (module.directory / "override.tf").write_text(OVERRIDE.format(role=role))
     (module.directory / "second.tf").write_text(second)
     (module.directory / "../../override.tf").write_text(_ignoring(FORGOTTEN))
-    variables = (f"-var=server_url={server.url}", f"-var=region={REGION}")
+    region = f"-var=region={REGION}"
     module.initialise()
-    module.run("apply", "-auto-approve", "-input=false", "-parallelism=30", *variables)
-    module.run("plan", "-detailed-exitcode", "-input=false", *variables)  # 2: there are changes
+    module.run("apply", "-auto-approve", "-input=false", "-parallelism=40", region)
+    module.run("plan", "-detailed-exitcode", "-input=false", region)  # 2: there are changes
     outputs = module.outputs()
+    made, drained = outputs["worker_manager"], outputs["drained"]
+    moto.client("secretsmanager").put_secret_value(
+        SecretId=made["credentials_secret"],
+        SecretString=json.dumps({"WORKER_MANAGER_TOKEN": token}),
+    )
 
-    _launches_and_ends_its_own(server, moto, outputs["worker_manager"])
-    _drains(server, moto, outputs["drained"], tmp_path / "home-of-the-service")
+    with _served(moto, postgresql, made, tmp_path) as server:
+        _launches_and_ends_its_own(server, moto, made)
+        _drains(server, moto, made["server_url"], drained, tmp_path / "home-of-the-service")
+        kept = moto.client("s3").list_objects_v2(Bucket=made["contents_bucket"], Prefix="contents/")
+        assert kept["KeyCount"] > BUNDLES
 
-    module.run("destroy", "-auto-approve", "-input=false", "-parallelism=30", *variables)
+    module.run("state rm", KEPT)
+    module.run("destroy", "-auto-approve", "-input=false", "-parallelism=40", region)
     batch = moto.client("batch")
     assert batch.describe_job_queues()["jobQueues"] == []
     assert batch.describe_compute_environments()["computeEnvironments"] == []
+    assert moto.client("rds").describe_db_instances()["DBInstances"] == []
+    assert moto.client("s3").list_buckets()["Buckets"] == []
+
+
+@contextmanager
+def _served(
+    moto: MotoServer, postgresql: PostgreSQL, outputs: dict[str, Any], directory: Path
+) -> Iterator[Server]:
+    """The server by the very command of its service's task, told what Terraform tells it; but the
+    database is elsewhere, and so is the home."""
+    (container,) = _task(moto, outputs["server_service"])["containerDefinitions"]
+    assert container["entryPoint"] == ["bundles"]
+    words = [
+        word.replace(f"{outputs['database_address']}:5432", postgresql.address)
+        for word in container["command"]
+    ]
+    assert words[:5] == ["serve", "--host", "0.0.0.0", "--port", "2900"]
+    server = Server(directory)
+    told = _told(moto, container)
+    server.env |= told | {
+        "AWS_ENDPOINT_URL": moto.url,
+        "WORKER_MANAGER_HOME": str(server.home.path),
+    }
+    postgresql.demand_password("bundles", told["PGPASSWORD"])
+    _forbid_nothing_without_tls(moto, outputs["contents_bucket"])
+    server.start("--host", "127.0.0.1", *words[5:])
+    try:
+        groups = moto.client("elbv2").describe_target_groups()["TargetGroups"]
+        ((path, port),) = [(group["HealthCheckPath"], group["Port"]) for group in groups]
+        assert port == 2900
+        with urllib.request.urlopen(server.url + path, timeout=60) as answer:
+            assert answer.status == 200
+        # As another task by the same definition asks it: with the token that it is told, too.
+        elsewhere = {
+            "WORKER_MANAGER_HOME": str(directory / "elsewhere"),
+            "WORKER_MANAGER_SERVER": server.url,
+        }
+        assert told["WORKER_MANAGER_SERVER"] == outputs["server_url"]
+        asked = server.command("ls", env=elsewhere)
+        assert asked.returncode == 0, asked.stderr
+        yield server
+    finally:
+        assert server.stop() == 0
+
+
+def _forbid_nothing_without_tls(moto: MotoServer, bucket: str) -> None:
+    """There is none here, so that the bucket's policy does what it is for."""
+    client = moto.client("s3")
+    with pytest.raises(client.exceptions.ClientError, match="403"):
+        client.head_object(Bucket=bucket, Key="contents/database")
+    client.delete_bucket_policy(Bucket=bucket)
+    with pytest.raises(client.exceptions.ClientError, match="404"):
+        client.head_object(Bucket=bucket, Key="contents/database")
+
+
+def _told(moto: MotoServer, container: Any) -> dict[str, str]:
+    """The environment of a container of ECS, its secrets fetched."""
+    told = dict(CREDENTIALS)
+    told |= {pair["name"]: pair["value"] for pair in container["environment"]}
+    for secret in container["secrets"]:
+        found = re.fullmatch(r"(arn(?::[^:]+){6}):(\w+)::", secret["valueFrom"])
+        assert found is not None
+        values = moto.client("secretsmanager").get_secret_value(SecretId=found[1])
+        told[secret["name"]] = json.loads(values["SecretString"])[found[2]]
+    return told
 
 
 def _launches_and_ends_its_own(server: Server, moto: MotoServer, outputs: dict[str, Any]) -> None:
@@ -137,12 +236,13 @@ def _launches_and_ends_its_own(server: Server, moto: MotoServer, outputs: dict[s
 
     # The home as the service's task makes it: with the mark that the roles name.
     (server.home.path / "owner").write_text(outputs["owner"] + "\n")
-    options = [*outputs["manager_options"], "--min-workers", "1", "--endpoint", moto.url]
+    options = _at(server.url, outputs["server_url"], outputs["manager_options"])
+    options += ["--min-workers", "1", "--endpoint", moto.url]
     where = options.index("--metrics-port")
     del options[where : where + 2]  # it serves nobody with --once
     managed = subprocess.run(
         [sys.executable, "-m", "manager", "aws-batch", *options, "--once"],
-        env=server.env | CREDENTIALS,
+        env=server.env,
         cwd=server.directory,
         capture_output=True,
         text=True,
@@ -169,8 +269,11 @@ def _launches_and_ends_its_own(server: Server, moto: MotoServer, outputs: dict[s
     moto.release_jobs()
 
 
-def _drains(server: Server, moto: MotoServer, outputs: dict[str, Any], home: Path) -> None:
-    """By the very command of the service's task, with nothing but what Terraform gave it."""
+def _drains(
+    server: Server, moto: MotoServer, address: str, outputs: dict[str, Any], home: Path
+) -> None:
+    """By the very command of the service's task, with nothing but what Terraform gave it; the
+    server is not at the ``address`` of its balancer."""
     uuids = Managers(server).stage(BUNDLES)
     (container,) = _task(moto, outputs["manager_service"])["containerDefinitions"]
     assert [secret["name"] for secret in container["secrets"]] == ["WORKER_MANAGER_TOKEN"]
@@ -178,14 +281,12 @@ def _drains(server: Server, moto: MotoServer, outputs: dict[str, Any], home: Pat
     log = server.directory / "service.log"
     with log.open("wb") as output:
         manager = subprocess.Popen(
-            [*container["entryPoint"], *container["command"]],
-            env=server.env
-            | CREDENTIALS
+            [*container["entryPoint"], *_at(server.url, address, container["command"])],
+            env=_told(moto, container)
             | {
                 "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
                 "AWS_ENDPOINT_URL": moto.url,
                 "WORKER_MANAGER_HOME": str(home),
-                "WORKER_MANAGER_TOKEN": (server.home.path / "token").read_text().strip(),
             },
             cwd=home,
             stdin=subprocess.DEVNULL,
@@ -211,6 +312,11 @@ def _drains(server: Server, moto: MotoServer, outputs: dict[str, Any], home: Pat
     assert (home / "owner").read_text().strip() == outputs["owner"]
     batch = moto.client("batch")
     eventually(lambda: _statuses(batch, outputs) == {"SUCCEEDED"}, "workers leave in good order")
+
+
+def _at(url: str, address: str, words: list[str]) -> list[str]:
+    assert words[words.index("--server") + 1] == address
+    return [word.replace(address, url) for word in words]
 
 
 def _task(moto: MotoServer, names: dict[str, str]) -> Any:
