@@ -8,6 +8,7 @@ import os
 import secrets
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,7 +64,7 @@ class Cache:
                 self._copies[location] = _Copy(path, size_bytes)
         if path == place:
             remove(place)
-        self._shrink(self._most_bytes)
+        self._shrink()
 
     def hold(self, location: str) -> Path | None:
         """Where the copy is, until ``release``; None if there is none."""
@@ -85,7 +86,7 @@ class Cache:
                 gone = copy.path
         if gone is not None:
             remove(gone)
-        self._shrink(self._most_bytes)
+        self._shrink()
 
     def drop(self, location: str) -> None:
         """Have no copy of it any more, but for those who hold it."""
@@ -96,23 +97,28 @@ class Cache:
         if copy is not None and not copy.holds:
             remove(copy.path)
 
-    def make_room(self) -> None:
-        """Remove what is not held, but for what came last: the disk is full."""
-        self._shrink(0)
+    def make_room(self) -> bool:
+        """Remove all that is not held, since the disk is full; returns whether there was any."""
+        return self._remove(lambda: list(self._copies), 0)
 
-    def _shrink(self, most_bytes: int) -> None:
+    def _shrink(self) -> None:
+        self._remove(lambda: list(self._copies)[:-1], self._most_bytes)
+
+    def _remove(self, candidates: Callable[[], list[str]], most_bytes: int) -> bool:
         gone: list[Path] = []
         with self._lock:
             size_bytes = sum(copy.size_bytes for copy in self._copies.values())
-            for location, copy in list(self._copies.items())[:-1]:
+            for location in candidates():
                 if size_bytes <= most_bytes:
                     break
+                copy = self._copies[location]
                 if not copy.holds:
                     del self._copies[location]
                     size_bytes -= copy.size_bytes
                     gone.append(copy.path)
         for path in gone:
             remove(path)
+        return bool(gone)
 
 
 def _size_on_disk(path: Path) -> int:

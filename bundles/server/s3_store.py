@@ -116,6 +116,9 @@ class S3Store:
         except NotFound:
             return 0
 
+    def make_room(self) -> bool:
+        return self._cache.make_room()
+
     def hold(self, location: str) -> Path | None:
         return self._cache.hold(location)
 
@@ -127,9 +130,8 @@ class S3Store:
         try:
             self._bring(location, head)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not self.make_room():
                 raise
-            self._cache.make_room()
             self._bring(location, head)
 
     def _head(self, location: str) -> Head:

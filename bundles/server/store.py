@@ -62,6 +62,9 @@ class Store(Protocol):
         find it by. ``sha256``: the digest of a file, in hexadecimal, to be kept with it; a
         directory has none."""
 
+    def make_room(self) -> bool:
+        """Remove copies that can be had again, since the disk is full; whether there were any."""
+
     def hold(self, location: str) -> Path | None:
         """The file or directory there, which stays at this path until ``release``. None: it has to
         be fetched before. This one does not block."""
@@ -145,6 +148,9 @@ class DirectoryStore:
             os.rename(place, target)
         _sync(target.parent)
         return location
+
+    def make_room(self) -> bool:
+        return False
 
     def hold(self, location: str) -> Path:
         return self._root / location

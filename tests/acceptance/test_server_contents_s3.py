@@ -12,6 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from disks import needs_root, small_disk
 from fake_s3 import BUCKET, CUT, HANG, REPLY_LOST, FakeS3, S3Server
 from managing import eventually
 from serving import Server, serving
@@ -19,7 +20,8 @@ from wire_worker import InBackground, tar_gz
 from worker_process import WorkerProcess
 
 from bundles.client import Client
-from bundles.errors import NotFound, ServerFault
+from bundles.errors import DiskFull, NotFound, ServerFault
+from bundles.home import Home
 
 LARGE_BYTES = 40 * 1024**2
 """More than one part."""
@@ -492,3 +494,27 @@ def test_what_is_at_hand_is_served_though_everybody_else_waits_for_s3(
     for sender in senders:
         sender.result()
     assert {client.bundle(bundle.uuid).state for bundle in waiting} == {"ready"}
+
+
+@needs_root
+def test_a_disk_full_of_copies_makes_room_for_what_comes(s3: FakeS3, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 48 * 1024**2) as disk:
+        server = S3Server(tmp_path, s3)
+        server.home = Home(disk / "home")
+        server.env["WORKER_MANAGER_HOME"] = str(server.home.path)
+        with serving(server), server.client() as client:
+            documents = [{"bundle_type": "dataset"}] * 2
+            first, second = client.create(documents, wait_for_upload=True)
+            contents = [os.urandom(15 * 1024**2) for _ in range(2)]
+            client.upload(first.uuid, contents[0], filename="x", finalize=True)
+            # Not 507, after which a worker would not come again.
+            with pytest.raises(ServerFault, match="more room now") as refusal:
+                client.upload(second.uuid, contents[1] * 2, filename="x", finalize=True)
+            assert not isinstance(refusal.value, DiskFull)
+            client.upload(second.uuid, contents[1], filename="x", finalize=True)
+            assert read(client, second.uuid) == contents[1]
+            assert read(client, first.uuid) == contents[0]
+            third = client.create(documents[:1], wait_for_upload=True)[0]
+            for kind, sentence in ((ServerFault, "more room now"), (DiskFull, "full")):
+                with pytest.raises(kind, match=sentence):
+                    client.upload(third.uuid, bytes(100 * 1024**2), filename="x")

@@ -21,7 +21,7 @@ from starlette.routing import BaseRoute
 from starlette.types import Receive, Scope, Send
 
 from bundles.archive import check_path, compress, packing
-from bundles.errors import BundlesError, NotFound, ServerFault, UsageError
+from bundles.errors import BundlesError, DiskFull, NotFound, ServerFault, UsageError
 from bundles.model import FINAL_STATES, State
 from bundles.server import actions, queries
 from bundles.server.accounts import Caller
@@ -125,6 +125,10 @@ async def _upload(service: Service, request: Request, caller: Caller) -> Respons
             await service.store_io(lambda: store.delete(location))
             raise
         is_clean = len(places) == 1  # and what lay there has its own name in the store now
+    except DiskFull as error:
+        if not await service.disk_io(store.make_room):
+            raise
+        raise ServerFault("the server's disk was full and has more room now: try again") from error
     finally:
         if not is_clean and places:
             await service.disk_io(lambda: _discard(store, places))

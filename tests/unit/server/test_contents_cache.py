@@ -48,7 +48,9 @@ def test_what_is_held_stays_where_it_is_until_it_is_let_go(cache: Cache, tmp_pat
     assert path is not None
     assert cache.hold("a") == path
     add(cache, "b", "c", "d")
-    cache.make_room()
+    assert cache.make_room()
+    assert kept(tmp_path) == 1
+    assert not cache.make_room()
     cache.release("a")
     assert path.read_bytes() == b"x" * FILE_BYTES
     add(cache, "e", "f", "g")
