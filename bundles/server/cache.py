@@ -8,7 +8,6 @@ import os
 import secrets
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,16 +98,16 @@ class Cache:
 
     def make_room(self) -> bool:
         """Remove all that is not held, since the disk is full; returns whether there was any."""
-        return self._remove(lambda: list(self._copies), 0)
+        return self._remove(0, spared=0)
 
     def _shrink(self) -> None:
-        self._remove(lambda: list(self._copies)[:-1], self._most_bytes)
+        self._remove(self._most_bytes, spared=1)
 
-    def _remove(self, candidates: Callable[[], list[str]], most_bytes: int) -> bool:
+    def _remove(self, most_bytes: int, *, spared: int) -> bool:
         gone: list[Path] = []
         with self._lock:
             size_bytes = sum(copy.size_bytes for copy in self._copies.values())
-            for location in candidates():
+            for location in list(self._copies)[: len(self._copies) - spared]:
                 if size_bytes <= most_bytes:
                     break
                 copy = self._copies[location]
