@@ -34,6 +34,10 @@ def bundle_document(
     if row["staged_status"]:
         metadata["staged_status"] = row["staged_status"]
     details = metadata.get("run_status") if state in ASSIGNED_STATES else None
+    lost_with = metadata.get("lost_with")
+    if lost_with and state is State.STAGED and not row["staged_status"]:
+        times = "once" if len(lost_with) == 1 else f"{len(lost_with)} times"
+        details = f"Waiting for a worker. Lost {times} with the one that ran it."
     return {
         "type": "bundles",
         "id": row["uuid"],
