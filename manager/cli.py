@@ -165,6 +165,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         if isinstance(error, UsageError | Invalid):
             return _complain(str(error), error, 2, verbose)
+        if isinstance(error, OSError) and error.filename is not None:
+            return _complain(f"{error.filename}: {error.strerror}", error, 1, verbose)
         if isinstance(error, BundlesError | BackendError | OSError):
             return _complain(str(error), error, 1, verbose)
         return _complain(f"{type(error).__name__}: {error}", error, 1, verbose)

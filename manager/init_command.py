@@ -224,14 +224,16 @@ def _value(value: Any) -> str:
 def _write(path: Path, text: str, mode: int, force: bool) -> None:
     """Whole or not at all. Raises OSError, also when it is there and was not to be."""
     temporary = path.with_name(f".{path.name}-{os.getpid()}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         with open(descriptor, "w") as file:
             file.write(text)
         if force:
             temporary.rename(path)
         else:
             os.link(temporary, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 

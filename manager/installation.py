@@ -79,13 +79,13 @@ class Installation:
         if self.owner():
             return
         temporary = self.home.path / f".owner-{os.getpid()}"
-        temporary.write_text(secrets.token_hex(8) + "\n")
         try:
+            temporary.write_text(secrets.token_hex(8) + "\n")
             os.link(temporary, self.owner_path)  # unlike a rename this never replaces another's
         except FileExistsError:
             pass
         finally:
-            temporary.unlink()
+            temporary.unlink(missing_ok=True)
 
     def context(
         self, pool: str, environ: Mapping[str, str], work_directory_prefix: str | None = None

@@ -149,7 +149,7 @@ class Keeping:
         try:
             first.installation.create()
         except OSError as error:
-            raise UsageError(f"the home cannot be used: {error}") from error
+            raise _unusable(first, error) from error
         # In one order, or two managers of the same pools would wait for each other.
         for name in sorted(self._pools):
             self._lock(self._pools[name])
@@ -257,7 +257,7 @@ class Keeping:
         try:
             lock = PoolLock(pool.installation.lock_path(name))
         except OSError as error:
-            raise UsageError(f"the home cannot be used: {error}") from error
+            raise _unusable(pool, error) from error
         self._locks[name] = lock
         if not lock.try_take():
             log.info(
@@ -332,6 +332,13 @@ class Keeping:
     def _release_all(self) -> None:
         for lock in self._locks.values():
             lock.release()
+
+
+def _unusable(pool: Pool, error: OSError) -> UsageError:
+    home = pool.installation.home.path
+    return UsageError(
+        f"the home {home} cannot be used ({error.strerror}): mend that, or give another by --home"
+    )
 
 
 def _end_workers(manager: Manager, alarm: Alarm) -> None:
