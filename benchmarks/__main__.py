@@ -294,10 +294,11 @@ def decision() -> list[Row]:
 
 def million_staged() -> list[Row]:
     """What a tick asks a server with a million staged bundles."""
-    seconds = managing.million_staged()
+    seconds, without_seconds = managing.million_staged()
     return [
         Row("reading a queue of 1,000,000 staged bundles, 500 shapes", f"{seconds:.2f} s",
-            "≤ 5 s", seconds <= 5),
+            "≤ 5 s", seconds <= 5,
+            f"without its index: {without_seconds:.2f} s (× {without_seconds / seconds:.1f})"),
     ]  # fmt: skip
 
 

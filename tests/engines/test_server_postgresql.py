@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import psycopg
 import pytest
+from managing import eventually
 from postgresql_engine import PostgreSQL
 from serving import Server
 from wire_worker import WireWorker
@@ -171,12 +172,69 @@ def test_a_database_of_the_version_before_is_brought_up_to_date(
 ) -> None:
     server.stop()
     with psycopg.connect(server.database_url) as database:
+        database.execute("DROP INDEX bundle_staged")
         database.execute("DROP TABLE lease")
         database.execute("ALTER TABLE worker DROP COLUMN drain_reason")
         database.execute("UPDATE schema_version SET version = 1")
     server.start()
     assert client.acquire_leases(["p"], "first", 600) == {"p": 1}
     assert client.workers() == []
+
+
+def test_a_database_of_version_2_gets_its_index_and_counts_from_it(
+    server: PostgreSQLServer, client: Client
+) -> None:
+    for cpus in (1, 2, 2):
+        run(client, metadata={"request_cpus": cpus})
+    server.stop()
+    with psycopg.connect(server.database_url) as database:
+        database.execute("DROP INDEX bundle_staged")
+        database.execute("UPDATE schema_version SET version = 2")
+    server.start()
+    assert [(shape.resources.cpus, shape.count) for shape in client.shapes()] == [(1, 1), (2, 2)]
+    with psycopg.connect(server.database_url) as database:
+        [[version]] = database.execute("SELECT version FROM schema_version").fetchall()
+        indexes = database.execute("SELECT indexname FROM pg_indexes WHERE tablename = 'bundle'")
+        assert version == 3
+        assert ("bundle_staged",) in indexes.fetchall()
+
+
+def test_losses_are_known_after_a_kill_and_too_many_of_them_fail_the_bundle(
+    server: PostgreSQLServer, client: Client
+) -> None:
+    server.stop()
+    server.start("--max-losses", "3")
+    uuid = run(client)
+    for name in ("first", "second", "third"):
+        assert client.bundle(uuid).state == "staged"
+        worker = WireWorker(client, name)
+        worker.say(worker.run(worker.take(), "running"))
+        server.stop(signal.SIGKILL)
+        server.start("--max-losses", "3")
+        client.checkout(name, None, "its job has ended")
+    bundle = client.bundle(uuid)
+    assert bundle.state == "failed"
+    assert bundle.metadata["lost_with"] == ["first", "second", "third"]
+    assert "first, second, third" in bundle.metadata["failure_message"]
+
+
+def test_old_transitions_go(server: PostgreSQLServer, client: Client) -> None:
+    run(client)
+    server.stop()
+    with psycopg.connect(server.database_url) as database:
+        database.execute(
+            "INSERT INTO transition (id, uuid, owner_id, to_state, time, claim, reason) "
+            "SELECT (SELECT max(id) FROM transition) + i, '0x0', '0', 'created', 0, 0, '' "
+            "FROM generate_series(1, 102500) i"
+        )
+        [[first]] = database.execute("SELECT min(id) FROM transition").fetchall()
+    server.start()
+    eventually(lambda: client.changes(first + 500).reset, "the oldest are gone")
+    with psycopg.connect(server.database_url) as database:
+        eventually(
+            lambda: database.execute("SELECT count(*) FROM transition").fetchone() == (100_502,),
+            "whole batches of them",
+        )
 
 
 def test_a_database_that_dies_is_503_until_it_is_back(
