@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from bundles.cli.serve import serve
+from bundles.server.books import DEFERRED_SECONDS, LONGEST_DEFERRED_SECONDS, SUSPICIOUS_LOSSES
 from manager import policy
 from manager.health import Cause
 
@@ -40,3 +42,12 @@ def test_the_index_has_every_page_and_every_link_leads_somewhere() -> None:
     for page in [*PAGES, DIRECTORY / "README.md"]:
         for link in re.findall(r"\]\(([^)#]+)", page.read_text()):
             assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_what_becomes_of_a_bundle_that_kills_its_workers_is_as_its_page_says() -> None:
+    text = (DIRECTORY / "poison-bundle.md").read_text()
+    [option] = [option for option in serve.params if option.name == "max_losses"]
+    assert (option.default, "After ten losses" in text) == (10, True)
+    assert (SUSPICIOUS_LOSSES, "From the third time on" in text) == (3, True)
+    deferred = (DEFERRED_SECONDS, LONGEST_DEFERRED_SECONDS)
+    assert (deferred, "For a minute (then two, four, … an hour)" in text) == ((60, 3600), True)
