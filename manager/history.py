@@ -13,6 +13,9 @@ from manager.journal import FORMAT, KEPT_FILES
 from manager.policy import Decision, PoolConfig
 from manager.snapshot import Snapshot
 
+LONGEST_LINE_BYTES = 64 * 1024**2
+"""Ten times the tick of 10,000 jobs: what is longer comes from elsewhere, and may have no end."""
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -84,7 +87,9 @@ def read_journal(path: Path) -> Iterator[Entry]:
         except FileNotFoundError:
             continue
         with file:
-            for line in file:
+            while line := file.readline(LONGEST_LINE_BYTES):
+                if len(line) == LONGEST_LINE_BYTES:
+                    raise UsageError(f"{part} is no journal: a line of it does not end")
                 try:
                     document = json.loads(line)
                     entry = Entry.from_document(document)

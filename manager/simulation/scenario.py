@@ -153,6 +153,8 @@ class Scenario(Section):
 
 def load(path: Path) -> Scenario:
     """Raises UsageError, with a line for each problem."""
+    if path.exists() and not path.is_file():  # a device may have no end, a pipe no writer
+        raise UsageError(f"{path} is not a file: give a scenario")
     try:
         text = path.read_text("utf-8")
     except OSError as error:

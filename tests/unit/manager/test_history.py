@@ -42,6 +42,11 @@ def test_rotated_files_are_read_first_and_every_tick_once(tmp_path: Path) -> Non
     assert [entry.time for entry in read_journal(path)] == [float(n) for n in range(8)]
 
 
+def test_a_file_of_one_endless_line_is_no_journal() -> None:
+    with pytest.raises(UsageError, match="a line of it does not end"):
+        list(read_journal(Path("/dev/zero")))
+
+
 def test_lines_of_before_there_was_a_format_are_still_read(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     decision = {"launch": 1, "reasons": [{"code": "staged", "held": True, "sentence": "1 staged"}]}

@@ -307,3 +307,8 @@ def test_on_a_queue_that_is_seen_late_there_is_at_most_one_worker_more_than_on_a
     oracle = simulate(scenario.model_copy(update={"queue_age_seconds": 0.0, "is_told": True}))
     assert stale.done == oracle.done
     assert abs(stale.whole.peak - oracle.whole.peak) <= 1
+
+
+def test_a_device_is_no_scenario() -> None:
+    with pytest.raises(UsageError, match="/dev/zero is not a file"):
+        load(Path("/dev/zero"))
