@@ -29,6 +29,19 @@ resource "aws_cloudwatch_log_group" "this" {
   tags              = local.tags
 }
 
+locals {
+  log_configurations = {
+    for who, group in aws_cloudwatch_log_group.this : who => {
+      logDriver = "awslogs"
+      options = {
+        awslogs-group         = group.name
+        awslogs-region        = local.region
+        awslogs-stream-prefix = who
+      }
+    }
+  }
+}
+
 # Its value is put there by hand, so that it is in no state, plan or history of Terraform.
 resource "aws_secretsmanager_secret" "credentials" {
   #checkov:skip=CKV2_AWS_57: a server of bundles has nothing that AWS could rotate
@@ -123,14 +136,7 @@ resource "aws_ecs_task_definition" "manager" {
       retries     = 3
       startPeriod = 120
     }
-    logConfiguration = {
-      logDriver = "awslogs"
-      options = {
-        awslogs-group         = aws_cloudwatch_log_group.this["manager"].name
-        awslogs-region        = local.region
-        awslogs-stream-prefix = "manager"
-      }
-    }
+    logConfiguration = local.log_configurations["manager"]
   }])
 
   volume {

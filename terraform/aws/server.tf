@@ -125,17 +125,10 @@ resource "aws_ecs_task_definition" "server" {
       { name = "PGPASSWORD", valueFrom = "${local.database_secret_arn}:password::" },
       { name = "WORKER_MANAGER_TOKEN", valueFrom = "${local.credentials_secret_arn}:WORKER_MANAGER_TOKEN::" },
     ]
-    portMappings = [{ containerPort = local.server_port, hostPort = local.server_port, protocol = "tcp" }]
-    mountPoints  = [{ sourceVolume = "home", containerPath = local.home_directory, readOnly = false }]
-    stopTimeout  = 60
-    logConfiguration = {
-      logDriver = "awslogs"
-      options = {
-        awslogs-group         = aws_cloudwatch_log_group.this["server"].name
-        awslogs-region        = local.region
-        awslogs-stream-prefix = "server"
-      }
-    }
+    portMappings     = [{ containerPort = local.server_port, hostPort = local.server_port, protocol = "tcp" }]
+    mountPoints      = [{ sourceVolume = "home", containerPath = local.home_directory, readOnly = false }]
+    stopTimeout      = 60
+    logConfiguration = local.log_configurations["server"]
   }])
 
   volume {

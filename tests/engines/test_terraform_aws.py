@@ -33,6 +33,8 @@ from worker_image import WorkerImage
 
 from backends import aws_batch
 from backends.base import Context, JobState
+from bundles.server.endpoints.changes import LONGEST_WAIT_SECONDS
+from bundles.server.run import KEEP_ALIVE_SECONDS
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -41,8 +43,7 @@ pytestmark = pytest.mark.timeout(900)
 # with its credentials.
 OVERRIDE = """
 module "worker_manager" {{
-  batch_service_role_arn     = "{role}"
-  server_deletion_protection = false
+  batch_service_role_arn = "{role}"
 }}
 """
 SECOND = """
@@ -138,16 +139,17 @@ def test_what_terraform_makes_in_aws_is_used_and_all_of_it_goes_again(
     (module.directory / "override.tf").write_text(OVERRIDE.format(role=role))
     (module.directory / "second.tf").write_text(second)
     (module.directory / "../../override.tf").write_text(_ignoring(FORGOTTEN))
-    region = f"-var=region={REGION}"
+    variables = (f"-var=region={REGION}", "-var=server_deletion_protection=false")
     module.initialise()
-    module.run("apply", "-auto-approve", "-input=false", "-parallelism=40", region)
-    module.run("plan", "-detailed-exitcode", "-input=false", region)  # 2: there are changes
+    module.run("apply", "-auto-approve", "-input=false", "-parallelism=40", *variables)
+    module.run("plan", "-detailed-exitcode", "-input=false", *variables)  # 2: there are changes
     outputs = module.outputs()
     made, drained = outputs["worker_manager"], outputs["drained"]
-    moto.client("secretsmanager").put_secret_value(
-        SecretId=made["credentials_secret"],
-        SecretString=json.dumps({"WORKER_MANAGER_TOKEN": token}),
-    )
+    vault = moto.client("secretsmanager")
+    given = json.dumps({"WORKER_MANAGER_TOKEN": token})
+    vault.put_secret_value(SecretId=made["credentials_secret"], SecretString=given)
+    password = json.loads(vault.get_secret_value(SecretId=made["database_secret"])["SecretString"])
+    assert password["password"] not in (module.directory / "terraform.tfstate").read_text()
 
     with _served(moto, postgresql, made, tmp_path) as server:
         _launches_and_ends_its_own(server, moto, made)
@@ -156,7 +158,7 @@ def test_what_terraform_makes_in_aws_is_used_and_all_of_it_goes_again(
         assert kept["KeyCount"] > BUNDLES
 
     module.run("state rm", KEPT)
-    module.run("destroy", "-auto-approve", "-input=false", "-parallelism=40", region)
+    module.run("destroy", "-auto-approve", "-input=false", "-parallelism=40", *variables)
     batch = moto.client("batch")
     assert batch.describe_job_queues()["jobQueues"] == []
     assert batch.describe_compute_environments()["computeEnvironments"] == []
@@ -187,9 +189,9 @@ def _served(
     _forbid_nothing_without_tls(moto, outputs["contents_bucket"])
     server.start("--host", "127.0.0.1", *words[5:])
     try:
-        groups = moto.client("elbv2").describe_target_groups()["TargetGroups"]
-        ((path, port),) = [(group["HealthCheckPath"], group["Port"]) for group in groups]
+        path, port, idle_seconds = _balancer(moto)
         assert port == 2900
+        assert LONGEST_WAIT_SECONDS < idle_seconds < KEEP_ALIVE_SECONDS
         with urllib.request.urlopen(server.url + path, timeout=60) as answer:
             assert answer.status == 200
         # As another task by the same definition asks it: with the token that it is told, too.
@@ -203,6 +205,17 @@ def _served(
         yield server
     finally:
         assert server.stop() == 0
+
+
+def _balancer(moto: MotoServer) -> tuple[str, int, int]:
+    """What it asks to see whether the server is well, at which port, and how long it waits."""
+    client = moto.client("elbv2")
+    (group,) = client.describe_target_groups()["TargetGroups"]
+    (balancer,) = client.describe_load_balancers()["LoadBalancers"]
+    of = balancer["LoadBalancerArn"]
+    found = client.describe_load_balancer_attributes(LoadBalancerArn=of)["Attributes"]
+    attributes = {attribute["Key"]: attribute["Value"] for attribute in found}
+    return group["HealthCheckPath"], group["Port"], int(attributes["idle_timeout.timeout_seconds"])
 
 
 def _forbid_nothing_without_tls(moto: MotoServer, bucket: str) -> None:

@@ -24,13 +24,20 @@ variable "server_url" {
   default     = null
 }
 
+variable "server_deletion_protection" {
+  description = "Database and contents of a server that is made cannot be destroyed."
+  type        = bool
+  default     = true
+}
+
 provider "aws" {
   region = var.region
 }
 
 module "worker_manager" {
-  source     = "../.."
-  server_url = var.server_url
+  source                     = "../.."
+  server_url                 = var.server_url
+  server_deletion_protection = var.server_deletion_protection
 }
 
 output "worker_manager" {
