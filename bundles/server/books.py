@@ -34,8 +34,7 @@ DISK_STEP_BYTES = 64 * 1024**2
 LOST_WITH = "lost_with"
 """Of a bundle's metadata: the workers that were lost while they ran it, in that order."""
 SUSPICIOUS_LOSSES = 3
-"""From so many on a bundle may be what ends its workers. Until it is known, it runs alone, so that
-it takes no others with it and is not blamed for them, and goes behind others for a while."""
+"""From so many on a bundle may be what ends its workers, and goes behind others for a while."""
 DEFERRED_SECONDS = 60.0
 """How long, after that many losses; twice as long after each one more."""
 LONGEST_DEFERRED_SECONDS = 3600.0
@@ -121,6 +120,8 @@ class Entry:
     kill_sent: float = 0.0
     deferred_until: float | None = None
     """While it is staged: others go first, until then."""
+    runs_alone: bool = False
+    """It was lost so often that it takes no others with it any more, nor is blamed for them."""
 
     @property
     def name(self) -> str:
@@ -140,11 +141,6 @@ class Entry:
         """The workers that were lost while they ran it."""
         return tuple(self.metadata.get(LOST_WITH) or ())
 
-    @property
-    def is_suspicious(self) -> bool:
-        """It was lost so often that it may be what ends its workers."""
-        return len(self.lost_with) >= SUSPICIOUS_LOSSES
-
     def past(self) -> Past:
         return Past(
             self.id, self.uuid, self.owner_id, self.name, self.state, self.claim, self.worker_id,
@@ -155,7 +151,7 @@ class Entry:
         asked = self.resources
         return Need(
             self.owner_id, asked.cpus, asked.gpus, asked.memory_bytes, asked.disk_bytes,
-            asked.queue, self.is_suspicious,
+            asked.queue, self.runs_alone,
         )  # fmt: skip
 
     def waiting(self) -> Waiting:
@@ -343,6 +339,7 @@ class Books:
     def restore(self, entry: Entry) -> None:
         """A bundle as the database has it, when the books are read."""
         self.entries[entry.uuid] = entry
+        entry.runs_alone = self._is_to_run_alone(entry)
         if entry.state is State.CREATED:
             self._index_parents(entry)
         elif entry.state is State.STAGED:
@@ -406,9 +403,14 @@ class Books:
         elif state in FINAL_STATES:
             self._ended(entry)
 
+    def _is_to_run_alone(self, entry: Entry) -> bool:
+        """As many losses as it has left must be nobody else's fault."""
+        return len(entry.lost_with) >= max(1, self.max_losses // 2)
+
     def _stage(self, entry: Entry) -> None:
-        if entry.is_suspicious:
-            more = len(entry.lost_with) - SUSPICIOUS_LOSSES
+        entry.runs_alone = self._is_to_run_alone(entry)
+        more = len(entry.lost_with) - SUSPICIOUS_LOSSES
+        if more >= 0:
             # So many doublings are far beyond the longest: more would not fit a float.
             seconds = min(DEFERRED_SECONDS * 2.0 ** min(more, 30), LONGEST_DEFERRED_SECONDS)
             entry.deferred_until = self.instant + seconds

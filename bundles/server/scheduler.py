@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 from bundles.sizes import format_size
 
+KEPT_PART = 4
+"""At most one of so many workers is kept empty for bundles that are to be alone."""
 NO_PRIORITY = -0.5
 """The rank of a bundle without a priority: behind 0 and more, before the negative ones."""
 
@@ -311,8 +313,11 @@ class Scheduler:
 
     def _keep(self) -> None:
         """Keep one worker for each group of bundles that are to be alone and found none."""
+        kept = sum(worker_id is not None for worker_id in self._alone.values())
         for need, worker_id in self._alone.items():
-            if worker_id is None and self._is_due(need):
+            if kept >= max(1, len(self._workers) // KEPT_PART):
+                return
+            if worker_id is None and self._is_due(need) and not self._groups[need].verdict:
                 worker = min(
                     (w for w in self._workers.values() if w.is_shared and _may_be_kept(w, need)),
                     key=lambda worker: (len(worker.bundles), worker.offer.worker_id),
@@ -321,6 +326,7 @@ class Scheduler:
                 if worker is not None:
                     worker.kept_for = need
                     self._alone[need] = worker.offer.worker_id
+                    kept += 1
 
     def _is_due(self, need: Need) -> bool:
         """Whether one of the group waits and is not deferred."""

@@ -50,4 +50,4 @@ def test_what_becomes_of_a_bundle_that_kills_its_workers_is_as_its_page_says() -
     assert (option.default, "After ten losses" in text) == (10, True)
     assert (SUSPICIOUS_LOSSES, "From the third time on" in text) == (3, True)
     deferred = (DEFERRED_SECONDS, LONGEST_DEFERRED_SECONDS)
-    assert (deferred, "For a minute (then two, four, … an hour)" in text) == ((60, 3600), True)
+    assert (deferred, "for a minute (then two, four, … an hour)" in text) == ((60, 3600), True)

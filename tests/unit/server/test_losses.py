@@ -550,7 +550,7 @@ class Losses(RuleBasedStateMachine):
     def what_may_end_its_worker_has_it_alone(self) -> None:
         for worker in self.stand.books.workers.values():
             entries = [self.stand.entry(name) for name in worker.assigned]
-            assert len(entries) < 2 or not any(entry.is_suspicious for entry in entries)
+            assert len(entries) < 2 or not any(entry.runs_alone for entry in entries)
 
 
 TestLosses = Losses.TestCase
