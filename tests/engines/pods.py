@@ -55,7 +55,7 @@ class Pod:
         self.arguments: list[str] = self._container["args"]
         self._group: int = self._spec["securityContext"]["fsGroup"]
         claims = stateful_set["spec"]["volumeClaimTemplates"]
-        self._volumes = [*self._spec["volumes"], *({**claim["metadata"]} for claim in claims)]
+        self._volumes = [*self._spec["volumes"], *(claim["metadata"] for claim in claims)]
         self._files = files or {}
         self._versions = 0
 
