@@ -26,7 +26,10 @@ log = logging.getLogger(__name__)
 
 CHUNK_BYTES = 256 * 1024
 SHA256_DIGITS = 64
+DIRECTORY_DIGITS = 2
 MARK = "database"
+RECOVERED = "lost+found"
+"""In the root of a file system of its own (mke2fs(8)); only root may read it."""
 LOCATION = re.compile(r"[0-9a-f]{2}/0x[0-9a-f]{32}-[0-9a-f-]+")
 """Nothing else at the same place is ours to list, or to sweep away."""
 
@@ -115,10 +118,10 @@ class DirectoryStore:
     def prepare(self, identity: str) -> None:
         self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
         if self._mark is not None:
-            mark = self._mark.read_text() if self._mark.exists() else ""
+            mark = self._mark.read_text(errors="replace") if self._mark.exists() else ""
             if mark:
                 check_mark(str(self._root), mark, identity)
-            elif any(path != self._mark for path in self._root.iterdir()):
+            elif any(path.name not in (MARK, RECOVERED) for path in self._root.iterdir()):
                 raise not_ours(str(self._root))
             else:
                 self._mark.write_text(identity)
@@ -184,7 +187,7 @@ class DirectoryStore:
 
     def list(self) -> Iterator[str]:
         for directory in sorted(self._root.iterdir()):
-            if directory != self._incoming and directory.is_dir():
+            if len(directory.name) == DIRECTORY_DIGITS and directory.is_dir():
                 for place in directory.iterdir():
                     location = f"{directory.name}/{place.name}"
                     if LOCATION.fullmatch(location):

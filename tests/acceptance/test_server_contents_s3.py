@@ -174,6 +174,7 @@ def test_the_contents_of_another_database_are_not_touched(
 
 def test_a_given_directory_is_one_databases_too(tmp_path: Path) -> None:
     place = tmp_path / "place"
+    (place / "lost+found").mkdir(parents=True)  # a file system of its own
     server = Server(tmp_path)
     server.start("--contents", str(place))
     with server.client() as client:
