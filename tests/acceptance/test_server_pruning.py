@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 from serving import Server
 
 from bundles.client import Client
@@ -16,17 +14,6 @@ OLD_SECONDS = 40 * 86400
 PATIENCE_SECONDS = 90.0
 KEPT = 100_000
 SURPLUS = 2_500
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    running = Server(tmp_path)
-    running.start()
-    try:
-        yield running
-    finally:
-        if running.running:
-            assert running.stop() == 0
 
 
 def grow_old(path: Path, number: int) -> tuple[int, int]:
