@@ -77,7 +77,9 @@ def test_a_new_machine_with_the_same_database_has_everything(s3: FakeS3, tmp_pat
                 client, tar_gz({"a/b": b"inside", "large": large[:3_000_000]}), "d.tar.gz"
             )
             empty = dataset(client, tar_gz({}), "d.tar.gz")
-        whole = httpx.get(blob(first, tree), headers=authorization(first), trust_env=False)
+        whole = httpx.get(
+            blob(first, tree), headers=authorization(first), trust_env=False, timeout=60
+        )
     finally:
         assert first.stop(signal.SIGKILL) == -signal.SIGKILL
     second.start(*database)
@@ -104,6 +106,7 @@ def test_a_new_machine_with_the_same_database_has_everything(s3: FakeS3, tmp_pat
             params={"skip": str(cut)},
             headers=authorization(second) | {"If-Range": whole.headers["ETag"]},
             trust_env=False,
+            timeout=60,
         )
         assert rest.headers["Bundles-Skipped"] == str(cut)
         assert whole.content[:cut] + rest.content == whole.content
@@ -338,7 +341,7 @@ def test_what_is_not_at_hand_is_not_to_be_had_while_s3_is_away(
 ) -> None:
     healthz = f"{server.url}/healthz"
     uuid = dataset(client, b"content")
-    assert httpx.get(healthz, trust_env=False).text == "ok"
+    eventually(lambda: httpx.get(healthz, trust_env=False, timeout=60).text == "ok", "good health")
     server.stop()
     server.start()
     server.s3.close()
@@ -355,7 +358,7 @@ def test_what_is_not_at_hand_is_not_to_be_had_while_s3_is_away(
         server.s3.open()
     with server.client() as again:
         assert read(again, uuid) == b"content"
-    eventually(lambda: httpx.get(healthz, trust_env=False).text == "ok", "good health")
+    eventually(lambda: httpx.get(healthz, trust_env=False, timeout=60).text == "ok", "good health")
     server.s3.close()
     try:
         with server.client() as again:

@@ -95,18 +95,22 @@ def test_a_token_that_would_weaken_the_server_is_refused(tmp_path: Path) -> None
 
 def test_healthz_says_ok_or_what_is_wrong(server: Server) -> None:
     healthz = f"{server.url}/healthz"
-    reply = httpx.get(healthz, trust_env=False)
-    assert (reply.status_code, reply.text) == (200, "ok")
-    assert httpx.post(healthz, trust_env=False).status_code == 405
+
+    def is_well() -> bool:
+        reply = httpx.get(healthz, trust_env=False, timeout=60)
+        return (reply.status_code, reply.text) == (200, "ok")
+
+    eventually(is_well, "good health")
+    assert httpx.post(healthz, trust_env=False, timeout=60).status_code == 405
     contents = server.home.path / "contents"
     contents.rename(contents.with_name("away"))
 
     def trouble() -> str:
-        reply = httpx.get(healthz, trust_env=False)
+        reply = httpx.get(healthz, trust_env=False, timeout=60)
         return reply.text if reply.status_code == 503 else ""
 
     said = eventually(trouble, "bad health")
     assert "No such file or directory" in said
     assert "\n" not in said
     shutil.move(contents.with_name("away"), contents)
-    eventually(lambda: httpx.get(healthz, trust_env=False).text == "ok", "good health")
+    eventually(is_well, "good health")
