@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 from managing import Managers, eventually
-from own_wheel import ROOT, copy_dependencies, copy_python, make_wheel
+from own_wheel import ROOT, VERSION, copy_dependencies, copy_python, make_wheel
 from serving import Server
 from slurm_cluster import SlurmCluster
 from user_systemd import UserSystemd
@@ -183,6 +183,16 @@ def cluster(slurm_cluster: SlurmCluster) -> Iterator[SlurmCluster]:
         slurm_cluster.clear()
 
 
+def hide_library(program: Path) -> None:
+    """Where the program does not look for it, under a name that no system has."""
+    library = program.parents[1] / "lib" / f"lib{VERSION}.so.1.0"
+    place = program.parents[1] / "libraries" / library.name.replace("libpython", "libmodule")
+    place.parent.mkdir()
+    library.rename(place)
+    content = program.read_bytes()
+    program.write_bytes(content.replace(library.name.encode(), place.name.encode()))
+
+
 @pytest.fixture(scope="module")
 def machine() -> Iterator[Path]:
     """What every user finds on the login node: a Python, one that a module has, which does not
@@ -191,10 +201,7 @@ def machine() -> Iterator[Path]:
     directory.chmod(0o755)
     try:
         copy_python(directory / "python")
-        copy_python(directory / "module")
-        (directory / "module/libraries").mkdir()
-        for library in (directory / "module/lib").glob("libpython*"):
-            library.rename(directory / "module/libraries" / library.name)
+        hide_library(copy_python(directory / "module"))
         copy_dependencies(directory / "dependencies")
         make_wheel(directory, directory / "dependencies")
         shutil.copytree(ROOT / "deploy", directory / "deploy")
