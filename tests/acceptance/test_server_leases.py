@@ -138,6 +138,7 @@ def test_a_database_of_the_version_before_is_brought_up_to_date(server: Server) 
     server.stop()
     with sqlite3.connect(server.home.path / "bundles.sqlite") as database:
         database.execute("DROP TABLE lease")
+        database.execute("DROP INDEX bundle_staged")
         database.execute("ALTER TABLE worker DROP COLUMN drain_reason")
         database.execute("UPDATE schema_version SET version = 1")
     database.close()
