@@ -60,12 +60,17 @@ class Installation:
     def owner(self) -> str:
         """Our mark (16 hex digits); "" when this home never launched anything.
 
-        Raises UsageError when the file is damaged: with another mark we would not know our jobs.
+        Raises UsageError when it is another user's, or damaged: with another mark we would not know our jobs.
         """
         try:
             mark = self.owner_path.read_text().strip()
         except FileNotFoundError:
             return ""
+        except PermissionError:
+            raise UsageError(
+                f"{self.owner_path} may not be read: the home is another user's; be that one, or "
+                "give a home of your own with --home"
+            ) from None
         if not re.fullmatch(r"[0-9a-f]{16}", mark):
             raise UsageError(
                 f"{self.owner_path} is damaged: write 16 hex digits in it, the mark of the jobs "

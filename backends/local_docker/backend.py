@@ -118,7 +118,7 @@ class LocalDocker:
         except BackendError as error:
             remedy = "start it, or say in DOCKER_HOST where it is"
             if isinstance(error, Unauthorized):
-                remedy = "join the group of its socket, or be another user"
+                remedy = ""  # the sentence has it
             return [Finding("DOCKER_HOST", str(error), error, remedy)]
         version = about.get("ServerVersion")
         return [

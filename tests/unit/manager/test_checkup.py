@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import shutil
 import sys
@@ -176,6 +177,20 @@ def file(name: str, text: str) -> Spoil:
     return spoil
 
 
+def forbidden(name: str) -> Spoil:
+    def spoil(patient: Patient, patch: pytest.MonkeyPatch) -> None:
+        read = Path.read_text
+
+        def refuse(path: Path, *arguments: Any, **options: Any) -> str:
+            if path == patient.home / name:
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return read(path, *arguments, **options)
+
+        patch.setattr(Path, "read_text", refuse)
+
+    return spoil
+
+
 def open_to_others(patient: Patient, _: pytest.MonkeyPatch) -> None:
     patient.home.chmod(0o755)
 
@@ -288,6 +303,7 @@ SPOILED: list[tuple[str, Status, Spoil, str]] = [
     ("home-disk", Status.WARN, free(GIB // 2), "free for the home"),
     ("home-disk", Status.FAIL, free(1000), "free for the home"),
     ("owner-mark", Status.FAIL, file("owner", "?"), "is damaged"),
+    ("owner-mark", Status.FAIL, forbidden("owner"), "another user's; be that one, or give a home"),
     ("ledger-usable", Status.FAIL, file("ledger.db", "no database " * 99), "not a database"),
     ("ledger-usable", Status.FAIL, both(pool_of(), unwritable), "cannot be written"),
     ("ledger-unsettled", Status.WARN, unsettled, "what became of 1"),
