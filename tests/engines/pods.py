@@ -1,8 +1,9 @@
 """Pods of deploy/kubernetes as containers of the tests' engine: what a kubelet makes of a manifest.
 
 Same user and groups, root file system, capabilities, limit of memory, command and mounts, and their
-owners; the container is its own init. What keeps the cluster together (services, policies, claims)
-is not there: a name in the engine's network stands for a service, a directory for a claim.
+owners; the container is its own init, and starts again when it ends. What keeps the cluster together
+(services, policies, claims) is not there: a name in the engine's network stands for a service, a
+directory for a claim.
 """
 
 from __future__ import annotations
@@ -71,6 +72,7 @@ class Pod:
         limit = container["resources"]["limits"]["memory"].removesuffix("i").lower()
         self._engine.command(
             *("run", "--detach", "--name", self.name, "--network", network),
+            "--restart=always",  # and so often, as long as its database is not there
             *("--user", f"{security['runAsUser']}:{security['runAsGroup']}"),
             *("--group-add", str(self._group), "--read-only", "--memory", limit),
             *("--security-opt", "no-new-privileges"),
@@ -153,4 +155,5 @@ class Pod:
 
     def close(self) -> None:
         if self._engine.command("ps", "--all", "--quiet", "--filter", f"name=^{self.name}$"):
+            print(self.log())  # for who looks why a test failed
             self._engine.command("rm", "--force", self.name)
