@@ -1,9 +1,9 @@
 """Pods of deploy/kubernetes as containers of the tests' engine: what a kubelet makes of a manifest.
 
 Same user and groups, root file system, capabilities, limit of memory, command and mounts, and their
-owners; the container is its own init, and starts again when it ends. What keeps the cluster together
-(services, policies, claims) is not there: a name in the engine's network stands for a service, a
-directory for a claim.
+owners; the container is its own init, and starts again when it ends. What keeps the cluster
+together (services, policies, claims) is not there: a name in the engine's network stands for a
+service, a directory for a claim.
 """
 
 from __future__ import annotations

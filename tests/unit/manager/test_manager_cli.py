@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -70,9 +71,10 @@ def test_no_credentials_are_one_line_and_exit_1(capsys: pytest.CaptureFixture[st
     assert error.count("\n") == 1
 
 
-@pytest.fixture
-def _full_disk() -> Iterator[None]:
-    """No file takes another byte."""
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """No file takes another byte of this process: for the shortest time, since pytest may write its
+    report to one."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
     try:
@@ -81,23 +83,25 @@ def _full_disk() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.usefixtures("_full_disk")
 def test_a_home_on_a_full_disk_is_named_and_nothing_is_left_of_the_attempt(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("WORKER_MANAGER_TOKEN", "t")
-    assert main(["local-process", "--server", URL]) == 2
+    with full_disk():
+        code = main(["local-process", "--server", URL])
+    assert code == 2
     error = capsys.readouterr().err
     assert f"the home {tmp_path}/home cannot be used (File too large)" in error
     assert list((tmp_path / "home").iterdir()) == []
 
 
-@pytest.mark.usefixtures("_full_disk")
 def test_a_pools_file_that_a_full_disk_does_not_take_is_named_and_not_there(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "pools.toml"
-    assert main(["init", "local-process", "--non-interactive", "--file", str(file)]) == 1
+    with full_disk():
+        code = main(["init", "local-process", "--non-interactive", "--file", str(file)])
+    assert code == 1
     assert capsys.readouterr().err == f"worker-manager: {file}: File too large\n"
     assert list(tmp_path.iterdir()) == []
 
