@@ -60,7 +60,8 @@ class Installation:
     def owner(self) -> str:
         """Our mark (16 hex digits); "" when this home never launched anything.
 
-        Raises UsageError when it is another user's, or damaged: with another mark we would not know our jobs.
+        Raises UsageError when it is another user's, or damaged: with another mark we would not know
+        our jobs.
         """
         try:
             mark = self.owner_path.read_text().strip()
