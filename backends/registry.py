@@ -119,7 +119,8 @@ def load(name: str) -> BackendModule:
 
 def lifetime_seconds(name: str, settings: Mapping[str, Any]) -> float | None:
     """How long a worker with these settings lives at most, as far as the module of the backend says
-    (`lifetime_seconds(settings)`, which it need not have); None: no limit is known."""
+    (`lifetime_seconds(settings)`, which it need not have); None: no limit is known. ``settings``
+    may be those of an earlier version, without some."""
     try:
         said = getattr(load(name), "lifetime_seconds", None)
     except (KeyError, BrokenBackend):

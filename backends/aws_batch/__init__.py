@@ -16,7 +16,7 @@ __all__ = ["create", "lifetime_seconds", "options"]
 
 def lifetime_seconds(settings: Mapping[str, Any]) -> float | None:
     """Until Batch ends an attempt."""
-    seconds: float | None = settings["timeout"]
+    seconds: float | None = settings.get("timeout")
     return seconds
 
 

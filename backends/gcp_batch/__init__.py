@@ -16,7 +16,7 @@ __all__ = ["create", "lifetime_seconds", "options"]
 
 def lifetime_seconds(settings: Mapping[str, Any]) -> float | None:
     """Until Batch ends a task."""
-    hours = settings["max_run_hours"]
+    hours = settings.get("max_run_hours")
     return None if hours is None else float(hours * 3600)
 
 

@@ -22,8 +22,9 @@ def lifetime_seconds(settings: Mapping[str, Any]) -> float | None:
     from backends.slurm.script import warning_seconds
     from backends.slurm.settings import time_limit_seconds
 
-    limit = time_limit_seconds(settings["time"])
-    return None if limit is None else limit - warning_seconds(settings["time"])
+    time = settings.get("time", "0")
+    limit = time_limit_seconds(time)
+    return None if limit is None else limit - warning_seconds(time)
 
 
 def create(context: Context, settings: Mapping[str, Any]) -> Backend:

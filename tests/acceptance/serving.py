@@ -17,9 +17,9 @@ COMMAND_SECONDS = 60.0
 
 
 @contextmanager
-def serving(server: Server) -> Iterator[Server]:
+def serving(server: Server, *options: str) -> Iterator[Server]:
     """Started, and it must end by itself when it is asked to."""
-    server.start()
+    server.start(*options)
     try:
         yield server
     finally:

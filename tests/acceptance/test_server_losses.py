@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from managing import eventually
-from serving import Server
+from serving import Server, serving
 from wire_worker import WireWorker
 from worker_process import WorkerProcess
 
@@ -20,13 +20,8 @@ ENDS_ITS_WORKER = "until [ -s {0} ]; do sleep 0.05; done; kill -9 $(cat {0}); "
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
-    running = Server(tmp_path)
-    running.start("--max-losses", "3")
-    try:
+    with serving(Server(tmp_path), "--max-losses", "3") as running:
         yield running
-    finally:
-        if running.running:
-            assert running.stop() == 0
 
 
 @pytest.fixture

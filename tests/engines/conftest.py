@@ -10,7 +10,7 @@ from containers import Containers
 from docker_engine import DockerEngine, Registry
 from podman_engine import PodmanEngine
 from postgresql_engine import PostgreSQL
-from serving import Server
+from serving import Server, serving
 from slurm_cluster import SlurmCluster
 from worker_image import WorkerImage
 
@@ -112,13 +112,8 @@ def own_engine() -> Iterator[DockerEngine]:
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
     """A server that runs."""
-    running = Server(tmp_path)
-    running.start()
-    try:
+    with serving(Server(tmp_path)) as running:
         yield running
-    finally:
-        if running.running:
-            assert running.stop() == 0
 
 
 @pytest.fixture

@@ -64,5 +64,6 @@ def test_how_long_workers_live_is_said_by_their_backends_options() -> None:
     assert lifetime_seconds("aws-batch", {"timeout": 3600}) == HOUR
     assert lifetime_seconds("aws-batch", {"timeout": None}) is None
     assert lifetime_seconds("gcp-batch", {"max_run_hours": 1.5}) == 1.5 * HOUR
-    assert lifetime_seconds("local-process", {}) is None
+    for of_an_earlier_version in ("slurm", "aws-batch", "gcp-batch", "local-process"):
+        assert lifetime_seconds(of_an_earlier_version, {}) is None
     assert lifetime_seconds("a-plugin-that-is-gone", {}) is None
