@@ -118,7 +118,7 @@ class LocalDocker:
         except BackendError as error:
             remedy = "start it, or say in DOCKER_HOST where it is"
             if isinstance(error, Unauthorized):
-                remedy = ""  # the sentence has it
+                remedy = "have this user let in, or say in DOCKER_HOST where another engine is"
             return [Finding("DOCKER_HOST", str(error), error, remedy)]
         version = about.get("ServerVersion")
         return [
