@@ -44,51 +44,51 @@ class Commands(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in registry.names():
-            from manager.pool_command import pool_command
+            from manager.commands.pool import pool_command
 
             return pool_command(cmd_name)
         if cmd_name in ("run", "plan"):
-            from manager.run_command import plan_command, run_command
+            from manager.commands.run import plan_command, run_command
 
             return run_command() if cmd_name == "run" else plan_command()
         if cmd_name == "config":
-            from manager.config_command import config_command
+            from manager.commands.config import config_command
 
             return config_command()
         if cmd_name == "init":
-            from manager.init_command import init_command
+            from manager.commands.init import init_command
 
             return init_command()
         if cmd_name == "status":
-            from manager.status import status_command
+            from manager.commands.status import status_command
 
             return status_command()
         if cmd_name == "top":
-            from manager.top_command import top_command
+            from manager.commands.top import top_command
 
             return top_command()
         if cmd_name == "doctor":
-            from manager.doctor import doctor_command
+            from manager.commands.doctor import doctor_command
 
             return doctor_command()
         if cmd_name == "explain":
-            from manager.explain_command import explain_command
+            from manager.commands.explain import explain_command
 
             return explain_command()
         if cmd_name == "replay":
-            from manager.replay_command import replay_command
+            from manager.commands.replay import replay_command
 
             return replay_command()
         if cmd_name == "simulate":
-            from manager.simulate_command import simulate_command
+            from manager.commands.simulate import simulate_command
 
             return simulate_command()
         if cmd_name == "costs":
-            from manager.costs_command import costs_command
+            from manager.commands.costs import costs_command
 
             return costs_command()
         if cmd_name in ("logs", "terminate"):
-            from manager.workers import logs_command, terminate_command
+            from manager.commands.workers import logs_command, terminate_command
 
             return logs_command() if cmd_name == "logs" else terminate_command()
         if cmd_name == "demo":

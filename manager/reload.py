@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator
 from backends.base import BackendError
 from bundles.errors import BundlesError
 from manager.alarm import Alarm
-from manager.keeping import Keeping
 from manager.loop import Manager
 from manager.options import connection_options, set_options
 from manager.pool import Pool
 from manager.pools_file.model import key_of
 from manager.pools_file.reading import BadPoolsFile, PoolsFile
 from manager.pools_file.watched import WatchedFile
+from manager.service import Service
 
 CHANGEABLE = frozenset({"search", "sleep_time", "terminate_on_exit", "verbose"})
 """Of what concerns all pools; the rest stays as it was when the process started."""
@@ -43,21 +43,21 @@ class Reload:
         self,
         watched: WatchedFile,
         alarm: Alarm,
-        keeping: Keeping,
+        service: Service,
         manager: Manager,
         pools_of: Callable[[PoolsFile], list[Pool]],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._watched = watched
         self._alarm = alarm
-        self._keeping = keeping
+        self._service = service
         self._manager = manager
         self._pools_of = pools_of
         self._clock = clock
         self._wanted: tuple[PoolsFile, list[Pool]] | None = None
         self._pause_seconds = RETRY_SECONDS
         self._retry_at = clock() + RETRY_SECONDS
-        keeping.file_is_refused(())
+        service.file_is_refused(())
 
     def __call__(self) -> None:
         """Raises BundlesError, BackendError, sqlite3.Error or OSError when the change could not be
@@ -73,29 +73,29 @@ class Reload:
             except BundlesError as error:
                 self._watched.refuse([f"{file.path}: {error}"])
         if self._watched.problems != problems:
-            self._keeping.file_is_refused(self._watched.problems)
+            self._service.file_is_refused(self._watched.problems)
         if self._wanted is not None:
             self._change(*self._wanted)
-        elif self._keeping.missing and self._clock() >= self._retry_at:
+        elif self._service.missing and self._clock() >= self._retry_at:
             self._try_again()
 
     def _change(self, file: PoolsFile, pools: list[Pool]) -> None:
         names = ", ".join(pool.name for pool in pools)
         log.info("%s has changed: keeping %s", file.path, names)
-        self._keeping.renew(self._manager, pools, file.pools[0].settings)
+        self._service.renew(self._manager, pools, file.pools[0].settings)
         set_budget(self._manager, file)
         self._wanted = None
         self._watched.accept(file)
-        self._keeping.file_is_refused(())
+        self._service.file_is_refused(())
         self._pause_seconds = RETRY_SECONDS
         self._retry_at = self._clock() + RETRY_SECONDS
 
     def _try_again(self) -> None:
         self._pause_seconds = min(self._pause_seconds * 2, LONGEST_RETRY_SECONDS)
         self._retry_at = self._clock() + self._pause_seconds
-        log.info("trying again to keep %s", ", ".join(self._keeping.missing))
+        log.info("trying again to keep %s", ", ".join(self._service.missing))
         try:
-            self._keeping.renew(self._manager, self._keeping.pools, self._keeping.settings)
+            self._service.renew(self._manager, self._service.pools, self._service.settings)
         except (BundlesError, BackendError, sqlite3.Error, OSError) as error:
             log.error("it did not work: %s", error)
 
@@ -118,7 +118,7 @@ class Reload:
 
     def _other_backends(self, file: PoolsFile) -> Iterator[str]:
         for pool in file.pools:
-            kept = self._keeping.backend_name(pool.name)
+            kept = self._service.backend_name(pool.name)
             if kept is not None and kept != pool.backend_name:
                 yield (
                     f"{file.path}:{pool.backend_line}: the workers of {pool.name} are {kept}'s: "

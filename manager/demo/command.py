@@ -244,7 +244,7 @@ class _Player:
 
     def look(self, *, force: bool = False) -> None:
         """Renew workers and decision, at most once in LOOK_SECONDS."""
-        from manager.status import pools_document
+        from manager.commands.status import pools_document
 
         now = time.monotonic()
         if force or now - self._looked >= LOOK_SECONDS * 0.9:

@@ -23,10 +23,10 @@ from pydantic_core import ErrorDetails
 
 from backends import registry
 from bundles.errors import UsageError
+from manager.commands.pool import pool_command
 from manager.money import Terms
 from manager.options import check_together
 from manager.pool import worker_of
-from manager.pool_command import pool_command
 from manager.pools_file.model import BACKEND, NAME, Budget, command_line_only, grammar, key_of
 from manager.pools_file.positions import Path as KeyPath
 from manager.pools_file.positions import Positions

@@ -10,6 +10,7 @@ from backends.base import EndCause, Job, JobState, LaunchKey
 from bundles.client import Change
 from bundles.errors import UsageError
 from bundles.model import Bundle
+from manager.commands.explain import moment_of
 from manager.explain import (
     PoolView,
     exit_sentence,
@@ -17,7 +18,6 @@ from manager.explain import (
     explain_moment,
     explain_worker,
 )
-from manager.explain_command import moment_of
 from manager.history import Entry
 from manager.ledger import Launch, Outcome
 from manager.policy import Decision, Reason

@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from manager.cli import main
-from manager.init_command import init_command
+from manager.commands.init import init_command
 from manager.pools_file.reading import load
 
 SERVER = "https://bundles.example.org"

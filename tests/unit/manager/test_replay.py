@@ -9,11 +9,11 @@ from pool_fakes import GIB, NOW
 
 from manager.capacity import Need, Offer, Room
 from manager.cli import main
+from manager.commands.replay import UNKNOWN, _change
 from manager.history import Entry, read_journal
 from manager.journal import Journal
 from manager.policy import PoolConfig, decide
 from manager.replay import replay, summarize
-from manager.replay_command import UNKNOWN, _change
 from manager.snapshot import Snapshot
 
 SHAPE = Offer(Room(0, 2, 4 * GIB, 2**62))

@@ -7,8 +7,8 @@ import pytest
 from pool_fakes import NOW
 from rich.console import Console
 
+from manager.commands.top_view import WIDE, picture
 from manager.overview import HELD, KEEPING, NO_MANAGER, QUARANTINED, STARTING
-from manager.top_view import WIDE, picture
 
 
 def document(name: str, state: str = KEEPING, **more: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 
 from backends import registry
 from manager.cli import main
-from manager.pool_command import pool_command
+from manager.commands.pool import pool_command
 from manager.pools_file.reading import BadPoolsFile, PoolsFile, load, parse
 
 PATH = Path("pools.toml")

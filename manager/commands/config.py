@@ -92,8 +92,8 @@ def _config(output: str, schema: bool, words: tuple[str, ...]) -> int:
 
 
 def _of_file(words: list[str], *, as_json: bool) -> int:
+    from manager.commands.run import complain_of, said_of
     from manager.pools_file.reading import BadPoolsFile, load
-    from manager.run_command import complain_of, said_of
 
     file = click.Argument(["file"])
     options = [*connection_options(), *set_options()]
@@ -130,7 +130,7 @@ def _of_set(file: PoolsFile) -> Iterator[Effective]:
 
 
 def _of_pool(file: PoolsFile, name: str) -> Iterator[Effective]:
-    from manager.pool_command import every_option
+    from manager.commands.pool import every_option
 
     pool = next(pool for pool in file.pools if pool.name == name)
     origins: dict[str, Origin] = {**pool.origins}
@@ -156,10 +156,10 @@ def _of_budget(file: PoolsFile) -> Iterator[Effective]:
 
 def _of_command(backend: str, words: list[str], *, as_json: bool) -> int:
     from bundles.home import Home, find_server
+    from manager.commands.pool import pool_command
     from manager.installation import default_pool
     from manager.options import check_together
     from manager.pool import worker_of
-    from manager.pool_command import pool_command
     from manager.pools_file.reading import Origin, variable_of
 
     command = pool_command(backend)

@@ -80,7 +80,7 @@ def _pictures(overview: Overview, refresh_seconds: float) -> None:
     from rich.console import Console
     from rich.live import Live
 
-    from manager.top_view import picture
+    from manager.commands.top_view import picture
 
     console = Console(highlight=False)
 

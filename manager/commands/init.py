@@ -16,7 +16,7 @@ import click
 from click.core import ParameterSource
 
 from backends import registry
-from manager.by_backend import ByBackend
+from manager.commands.by_backend import ByBackend
 from manager.options import check_together, connection_options, look_options, set_options
 
 ALSO_ASKED = {
@@ -53,7 +53,7 @@ def init_command() -> click.Command:
 
 
 def _command_of(entry: registry.Entry) -> click.Command:
-    from manager.pool_command import every_option
+    from manager.commands.pool import every_option
 
     left_out = {option.name for option in look_options()} | {"verbose"}
     options = [option for option in every_option(entry) if option.name not in left_out]

@@ -88,7 +88,7 @@ def _costs(
 
 def _moment(text: str, now: float) -> float:
     from bundles.errors import UsageError
-    from manager.explain_command import moment_of
+    from manager.commands.explain import moment_of
 
     when = moment_of(text, now)
     if when is None:

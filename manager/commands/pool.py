@@ -48,17 +48,17 @@ def _run(backend_name: str, settings: dict[str, Any]) -> int:
         write_json()
     pool = make_pool(backend_name, settings)
     if settings["plan"]:
-        from manager.plan import plan
+        from manager.commands.plan import plan
 
         return plan([pool], as_json=settings["output"] == "json")
     if settings["dry_run"]:
-        from manager.plan import dry_run
+        from manager.commands.plan import dry_run
 
         return dry_run(pool)
     if settings["output"] != "text":
         raise click.UsageError("--output json goes with --plan")
     from manager.alarm import Alarm
-    from manager.keeping import keep
+    from manager.service import keep
 
     alarm = Alarm()
     alarm.listen()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from backends import registry
-from manager.by_backend import ByBackend
+from manager.commands.by_backend import ByBackend
 from manager.options import pool_options
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ _NOT_OURS = frozenset({"plan", "once", "dry_run", "restart_after_seconds", "temp
 
 
 def _command_of(entry: registry.Entry) -> click.Command:
-    from manager.pool_command import every_option
+    from manager.commands.pool import every_option
 
     options = [option for option in every_option(entry) if option.name not in _NOT_OURS]
     required = {option.name: option.opts[0] for option in options if option.required}
@@ -59,8 +59,8 @@ def _file_command(file: str) -> click.Command | None:
         return None
 
     def run(output: str, verbose: bool) -> int:
+        from manager.commands.run import complain_of
         from manager.pools_file.reading import BadPoolsFile, load
-        from manager.run_command import complain_of
 
         try:
             tables = load(Path(file)).pools

@@ -85,7 +85,7 @@ def _run(path: Path, settings: Mapping[str, Any], said: Mapping[str, Any]) -> in
     if together["log_format"] == "json":
         write_json()
     if settings["plan"]:
-        from manager.plan import plan
+        from manager.commands.plan import plan
 
         return plan(
             pools,
@@ -104,18 +104,18 @@ def _keep(
     file: PoolsFile, said: Mapping[str, Any], pools: list[Pool], settings: Mapping[str, Any]
 ) -> int:
     from manager.alarm import Alarm
-    from manager.keeping import Keeping, keep
     from manager.loop import Manager
     from manager.pools_file.watched import WatchedFile
     from manager.reload import Reload, set_budget
+    from manager.service import Service, keep
 
     alarm = Alarm()
     alarm.listen(reloads=True)
 
-    def prepare(keeping: Keeping, manager: Manager) -> None:
+    def prepare(service: Service, manager: Manager) -> None:
         set_budget(manager, file)
         watched = WatchedFile(file, said)
-        manager.before_tick = Reload(watched, alarm, keeping, manager, pools_of)
+        manager.before_tick = Reload(watched, alarm, service, manager, pools_of)
 
     if settings["once"]:  # nobody would look at metrics, and there is no exit to end workers at
         settings = {**settings, "metrics_port": None, "terminate_on_exit": False}
@@ -123,7 +123,7 @@ def _keep(
 
 
 def _dry_run(pools: Iterable[Pool]) -> int:
-    from manager.plan import dry_run
+    from manager.commands.plan import dry_run
 
     for pool in pools:
         print(f"{pool.name}:")

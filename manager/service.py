@@ -43,7 +43,7 @@ def keep(
     pools: Sequence[Pool],
     settings: Mapping[str, Any],
     alarm: Alarm,
-    prepare: Callable[[Keeping, Manager], None] = lambda keeping, manager: None,
+    prepare: Callable[[Service, Manager], None] = lambda service, manager: None,
 ) -> int:
     """Keep pools of one home and server, in this order of preference; ``settings`` concern all
     of them; ``prepare`` is called before the first tick. Returns the exit code.
@@ -53,13 +53,13 @@ def keep(
     with ExitStack() as stack:
         operation = stack.enter_context(Operation(os.environ, alarm))
         try:
-            keeping = Keeping(pools, settings, alarm, operation, stack)
-            manager = keeping.manager()
+            service = Service(pools, settings, alarm, operation, stack)
+            manager = service.manager()
         except Stopped:
             return 0
         if manager is None:
             return 2
-        prepare(keeping, manager)
+        prepare(service, manager)
         if settings["once"]:
             try:
                 decided = manager.tick()
@@ -72,7 +72,7 @@ def keep(
         restart = manager.run()
         # One that waits for another manager's lease has no workers to end.
         is_ours = manager.lease is None or manager.lease.is_held
-        if keeping.settings["terminate_on_exit"] and is_ours and not restart:
+        if service.settings["terminate_on_exit"] and is_ours and not restart:
             operation.systemd.tell(STOPPING, "STATUS=ending the workers")
             _end_workers(manager, alarm)
         else:
@@ -84,7 +84,7 @@ def keep(
     return 0
 
 
-class Keeping:
+class Service:
     """What pools are kept with: one client, one ledger, and a lock for each pool.
 
     Everything that is opened ends with ``stack``; what is of one pool, with its keeper.

@@ -1,0 +1,1 @@
+"""The commands of `worker-manager`, a module each: options, and what is printed."""
