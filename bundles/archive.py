@@ -45,6 +45,11 @@ def check_path(path: str) -> str:
     return path
 
 
+def readable_name(name: str) -> str:
+    """A name of a file as JSON can hold it: Linux takes any bytes, and JSON only text."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
 def pack(root: Path, *, exclude: Sequence[str] = ()) -> Iterator[bytes]:
     """The directory ``root`` as a tar.gz, in chunks, with paths relative to it.
 

@@ -53,7 +53,7 @@ def talk(address: Address, port: int, message: str) -> Iterator[bytes]:
 def _connect_inside(host: str, port: int, pid: int) -> socket.socket:
     """A connection within the network of a process."""
     made: list[socket.socket] = []
-    failed: list[OSError] = []
+    failed: list[OSError | OverflowError] = []
 
     def connect() -> None:
         # Only this thread moves there, and it ends here; the socket stays.
@@ -63,7 +63,7 @@ def _connect_inside(host: str, port: int, pid: int) -> socket.socket:
                     reason = os.strerror(ctypes.get_errno())
                     raise OSError(f"it has no network, and this worker cannot enter it: {reason}")
             made.append(socket.create_connection((host, port), timeout=CONNECT_SECONDS))
-        except OSError as error:
+        except (OSError, OverflowError) as error:  # no such port
             failed.append(error)
 
     thread = threading.Thread(target=connect, name="netcat")

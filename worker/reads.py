@@ -9,14 +9,15 @@ import gzip
 import os
 import posixpath
 import stat
+import sys
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from bundles.archive import DEEPEST, check_path, is_inside, pack
+from bundles.archive import DEEPEST, check_path, is_inside, pack, readable_name
 from bundles.errors import BundlesError, NotFound, UsageError
 
 CHUNK_BYTES = 256 * 1024
@@ -47,7 +48,7 @@ def answer(directory: Path, uuid: str, path: str, arguments: Mapping[str, Any]) 
 
 def refusal(status: int, sentence: str) -> Answer:
     """The answer that is an error."""
-    return Answer(document={"error_code": status, "error_message": sentence})
+    return Answer(document={"error_code": status, "error_message": readable_name(sentence)})
 
 
 def _answer(directory: Path, uuid: str, path: str, arguments: Mapping[str, Any]) -> Answer:
@@ -67,10 +68,8 @@ def _answer(directory: Path, uuid: str, path: str, arguments: Mapping[str, Any])
     if kind == "stream_file":
         return Answer(content=_compressed(directory, target))
     if kind == "read_file_section":
-        with _open(directory, target) as file:
-            file.seek(_number(arguments, "offset"))
-            content = file.read(_number(arguments, "length"))
-        return Answer(content=gzip.compress(content, COMPRESSION_LEVEL))
+        first, length = _number(arguments, "offset"), _number(arguments, "length")
+        return Answer(content=_compressed(directory, target, first, length))
     if kind == "summarize_file":
         with _open(directory, target) as file:
             text = summarize(
@@ -138,7 +137,10 @@ def _packed(directory: Path, target: Path) -> Iterator[bytes]:
     return chunks()
 
 
-def _compressed(directory: Path, target: Path) -> Iterator[bytes]:
+def _compressed(
+    directory: Path, target: Path, first: int = 0, length: int = sys.maxsize
+) -> bytes | Iterator[bytes]:
+    """What is in one chunk of a file at once, what is in more as a stream."""
     # Opened here, not when the first chunk is asked for: then it is too late to refuse.
     opening = _open(directory, target)
     file = opening.__enter__()
@@ -146,24 +148,32 @@ def _compressed(directory: Path, target: Path) -> Iterator[bytes]:
     def chunks() -> Iterator[bytes]:
         try:
             packer = zlib.compressobj(COMPRESSION_LEVEL, zlib.DEFLATED, _GZIP_WINDOW_BITS)
-            while chunk := file.read(CHUNK_BYTES):
+            left = length
+            while chunk := file.read(min(CHUNK_BYTES, left)):
+                left -= len(chunk)
                 yield packer.compress(chunk)
             yield packer.flush()
         finally:
             opening.__exit__(None, None, None)
 
-    return chunks()
+    try:
+        file.seek(first)
+    except BaseException:
+        opening.__exit__(None, None, None)
+        raise
+    return b"".join(chunks()) if length <= CHUNK_BYTES else chunks()
 
 
 def _describe(place: int, entry: str, name: str, depth: int) -> dict[str, Any]:
     status = os.stat(entry, dir_fd=place, follow_symlinks=False)
     info: dict[str, Any] = {
-        "name": name,
+        "name": readable_name(name),
         "size": status.st_size,
         "perm": stat.S_IMODE(status.st_mode),
     }
     if stat.S_ISLNK(status.st_mode):
-        return {**info, "type": "link", "link": os.readlink(entry, dir_fd=place)}
+        link = readable_name(os.readlink(entry, dir_fd=place))
+        return {**info, "type": "link", "link": link}
     if not stat.S_ISDIR(status.st_mode):
         return {**info, "type": "file"}
     info["type"] = "directory"
@@ -171,12 +181,16 @@ def _describe(place: int, entry: str, name: str, depth: int) -> dict[str, Any]:
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         inside = os.open(entry, flags, dir_fd=place)
         try:
-            info["contents"] = [
-                _describe(inside, child, child, depth - 1) for child in sorted(os.listdir(inside))
-            ]
+            info["contents"] = list(_described(inside, depth - 1))
         finally:
             os.close(inside)
     return info
+
+
+def _described(place: int, depth: int) -> Iterator[dict[str, Any]]:
+    for name in sorted(os.listdir(place)):
+        with suppress(FileNotFoundError, NotADirectoryError):  # the run has removed it meanwhile
+            yield _describe(place, name, name, depth)
 
 
 def summarize(

@@ -51,7 +51,11 @@ class Visits:
         key = held.run.key if held is not None else ""
 
         def job() -> None:
-            found = self._find(key, directory, message)
+            try:
+                found = self._find(key, directory, message)
+            except Exception:
+                log.exception("a question about %s cannot be answered", message.uuid)
+                found = refusal(500, "the worker failed: its log says more")
             if found.document is not None:
                 self._client.reply(self._worker_id, message.socket_id, found.document)
             else:
@@ -61,7 +65,8 @@ class Visits:
             if isinstance(outcome.error, BundlesError | OSError):
                 log.info("an answer was not taken: %s", outcome.error)
             elif outcome.error is not None:
-                raise outcome.error
+                # It is no run's fault, and nothing that the worker does depends on it.
+                log.error("an answer was not given", exc_info=outcome.error)
 
         self._pool.submit(job, done)
 
@@ -88,7 +93,7 @@ def write_file(directory: Path, bundle: Mapping[str, Any], subpath: str, text: s
     if path == ".":
         raise UsageError("it leads out of the bundle")
     descriptor = _create(directory, path)
-    with open(descriptor, "w") as file:
+    with open(descriptor, "w", encoding="utf-8") as file:
         file.write(text)
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, runtime_checkable
 
-from bundles.archive import check_path, is_inside, pack, unpack
+from bundles.archive import check_path, is_inside, pack, readable_name, unpack
 from bundles.errors import NotFound, ServerFault
 
 log = logging.getLogger(__name__)
@@ -281,18 +281,20 @@ def describe(root: Path, path: Path, depth: int) -> dict[str, Any]:
     except OSError:
         raise NotFound("there is nothing at this path of the bundle") from None
     info: dict[str, Any] = {
-        "name": path.name,
+        "name": readable_name(path.name),
         "size": status.st_size,
         "perm": stat.S_IMODE(status.st_mode),
     }
     if stat.S_ISLNK(status.st_mode):
-        info |= {"type": "link", "link": os.readlink(path)}
+        info |= {"type": "link", "link": readable_name(os.readlink(path))}
     elif stat.S_ISDIR(status.st_mode):
         info["type"] = "directory"
         if depth > 0:
-            info["contents"] = [
-                describe(root, path / name, depth - 1) for name in sorted(os.listdir(path))
-            ]
+            info["contents"] = []
+            for name in sorted(os.listdir(path)):
+                # A run on a shared file system may have removed it meanwhile.
+                with suppress(NotFound, FileNotFoundError, NotADirectoryError):
+                    info["contents"].append(describe(root, path / name, depth - 1))
     else:
         info["type"] = "file"
     return info

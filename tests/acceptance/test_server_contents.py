@@ -6,6 +6,7 @@ import base64
 import gzip
 import hashlib
 import io
+import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -121,6 +122,21 @@ def test_a_directory_comes_back_whole_and_in_parts(client: Client) -> None:
     assert client.contents_info(uuid, "a/b/y").size_bytes == 2
     with pytest.raises(NotFound):
         read(client, uuid, "a/z")
+
+
+def test_names_that_are_no_text_are_listed_and_come_back(client: Client) -> None:
+    uuid = dataset(client)
+    name = os.fsdecode(b"a\xffb")
+    client.upload(
+        uuid,
+        archive((tarfile.TarInfo(name), b"x"), (link("to", name), b"")),
+        filename="d.tar.gz",
+        finalize=True,
+    )
+    found = client.contents_info(uuid, depth=1).contents
+    assert [(part.name, part.link) for part in found] == [("a\ufffdb", None), ("to", "a\ufffdb")]
+    with tarfile.open(fileobj=io.BytesIO(read(client, uuid))) as made:
+        assert made.getnames() == [name, "to"]
 
 
 @both_stores

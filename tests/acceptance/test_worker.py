@@ -339,7 +339,8 @@ def test_the_directory_of_a_run_can_be_read_and_nothing_else(
     (tmp_path / "secret").write_text("secret")
     worker.start()
     uuid = script.run(
-        f"ln -s {tmp_path}/secret out; ln -s stdout in; mkdir d; seq 100 > d/n; echo up; "
+        f"ln -s {tmp_path}/secret out; ln -s stdout in; touch $(printf 'no\\377text'); "
+        f"mkdir d; seq 100 > d/n; echo up; "
         f"read line < {gate.path}"
     )
     script.until_state(uuid, "running")
@@ -349,6 +350,7 @@ def test_the_directory_of_a_run_can_be_read_and_nothing_else(
     names = {child["name"]: child["type"] for child in info["target_info"]["contents"]}
     assert names["d"] == "directory"
     assert names["in"] == "link"
+    assert names["no\ufffdtext"] == "file"
     section = read(script, uuid, "d/n", type="read_file_section", offset=2, length=4)
     assert isinstance(section, bytes)
     assert gzip.decompress(section) == b"2\n3\n"

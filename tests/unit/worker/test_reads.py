@@ -4,9 +4,11 @@ import gzip
 import io
 import os
 import tarfile
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from worker.reads import Answer, answer
@@ -68,6 +70,48 @@ def test_a_tree_is_described_however_deep_it_is(directory: Path) -> None:
         assert info(directory, depth=10_000)["type"] == "directory"
     finally:
         remove_tree(directory)  # which pytest could not
+
+
+def test_names_that_are_no_text_are_described_all_the_same(directory: Path) -> None:
+    (directory / "d" / os.fsdecode(b"a\xffb")).symlink_to(os.fsdecode(b"\xfe"))
+    entry = info(directory, "d", depth=1)["contents"][0]
+    assert (entry["name"], entry["link"]) == ("a\N{REPLACEMENT CHARACTER}b", "\ufffd")
+    (directory / "d" / os.fsdecode(b"a\xffb")).unlink()
+    os.mkfifo(directory / "d" / os.fsdecode(b"a\xffb"))
+    (directory / "pipe").symlink_to("d/" + os.fsdecode(b"a\xffb"))
+    for said in (
+        info(directory, "d"),
+        answer(directory, UUID, "pipe", {"type": "stream_file"}).document,
+    ):
+        orjson.dumps(said)  # which takes text only
+
+
+def test_what_vanishes_while_it_is_described_is_left_out(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda place: [*real(place), "gone"])
+    assert [entry["name"] for entry in info(directory, "d", depth=1)["contents"]] == ["e", "f"]
+
+
+def test_a_section_may_be_said_to_be_of_any_length(directory: Path) -> None:
+    for length in (0, 2, 10**13, 10**30):
+        asked = {"type": "read_file_section", "offset": 1, "length": length}
+        assert gzip.decompress(content(answer(directory, UUID, "d/f", asked))) == b"wn"[:length]
+
+
+def test_of_a_large_section_only_a_piece_is_in_memory(directory: Path) -> None:
+    with (directory / "large").open("wb") as file:
+        file.truncate(1024**3)
+    asked = {"type": "read_file_section", "offset": 0, "length": 1024**3}
+    tracemalloc.start()
+    try:
+        said = answer(directory, UUID, "large", asked)
+        assert not isinstance(said.content, bytes)
+        next(iter(said.content))
+        assert tracemalloc.get_traced_memory()[1] < 100 * 1024**2
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("path", ["outside", "outside/f", "none"])
