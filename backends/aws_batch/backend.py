@@ -48,6 +48,8 @@ LOOKS = 3
 ENDS_AT_ONCE = 8
 """TerminateJob ends one job a call; AWS allows 50 calls a second."""
 LOG_BYTES = 1024**2
+LOG_PAGES = 100
+"""So many calls one log may take, whatever CloudWatch says of further pages."""
 
 
 class AwsBatch:
@@ -366,11 +368,12 @@ class AwsBatch:
         return self._read_log(log_group(detail), stream) if stream else ""
 
     def _read_log(self, group: str, stream: str) -> str:
-        """Backwards from the end, a page (of a MiB at most) at a time."""
+        """Backwards from the end, a page (of a MiB at most) at a time. A page may be empty before
+        the last one, which alone gives its own token again (GetLogEvents)."""
         doing = f"reading the log stream {stream} of {group}"
         lines: list[str] = []
         token: str | None = None
-        while sum(map(len, lines)) < LOG_BYTES:
+        for _ in range(LOG_PAGES):
             following: dict[str, Any] = {"nextToken": token} if token else {}
             try:
                 page = self._connection.ask(
@@ -388,7 +391,7 @@ class AwsBatch:
                 raise
             lines[:0] = [f"{event['message']}\n" for event in page["events"]]
             last, token = token, page.get("nextBackwardToken")
-            if not page["events"] or token == last:
+            if token == last or sum(map(len, lines)) >= LOG_BYTES:
                 break
         return "".join(lines).encode()[-LOG_BYTES:].decode(errors="replace")
 

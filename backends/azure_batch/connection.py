@@ -40,7 +40,12 @@ HTTP_OPTIONS: dict[str, Any] = {
     "connection_timeout": CONNECT_SECONDS,
     "read_timeout": READ_SECONDS,
 }
-_BATCH_SCOPE = "https://batch.core.windows.net/.default"
+_BATCH_RESOURCES = {
+    ".batch.chinacloudapi.cn": "https://batch.chinacloudapi.cn/",
+    ".batch.usgovcloudapi.net": "https://batch.core.usgovcloudapi.net/",
+}
+"""What a token must be for, by the end of an account's host (azure-cli, `batch_resource_id`)."""
+_PUBLIC_BATCH_RESOURCE = "https://batch.core.windows.net/"
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +103,7 @@ class Connection:
         return BatchClient(
             url,
             credential,
-            authentication_policy=bearer_policy(credential, _BATCH_SCOPE, url),
+            authentication_policy=bearer_policy(credential, batch_scope(url), url),
             **HTTP_OPTIONS,
         )
 
@@ -125,6 +130,16 @@ def identity(url: str) -> TokenCredential:
     from azure.identity import DefaultAzureCredential
 
     return DefaultAzureCredential()
+
+
+def batch_scope(url: str) -> str:
+    """What to ask a token for. Batch takes none whose audience lacks the slash at the end, which
+    `/.default` alone would take away: hence two."""
+    host = urlsplit(url).hostname or ""
+    for end, resource in _BATCH_RESOURCES.items():
+        if host.endswith(end):
+            return f"{resource}/.default"
+    return f"{_PUBLIC_BATCH_RESOURCE}/.default"
 
 
 def bearer_policy(credential: TokenCredential, scope: str, url: str) -> Any:

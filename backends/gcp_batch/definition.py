@@ -15,14 +15,20 @@ CREDENTIALS_VARIABLE = "WORKER_MANAGER_CREDENTIALS"
 """Filled from Secret Manager by Batch's agent: text for `sh` that exports the credentials."""
 INDEX_VARIABLE = "BATCH_TASK_INDEX"
 SOCKET = "/var/run/docker.sock"
-DIRECTORY = "/var/lib/worker-manager"
-"""Writable on every image of Batch, Container-Optimized OS included."""
+DIRECTORY = "/var/lib/google/worker-manager"
+"""Writable on every image of Batch, and what is in it may be executed: on Container-Optimized OS
+that cannot be said of /var (cloud.google.com/container-optimized-os/docs/concepts/
+disks-and-filesystem)."""
 
 PREEMPTED = 50001
 """Exit code of a task whose spot machine was taken back (cloud.google.com/batch/docs/
 troubleshooting#reserved-exit-codes)."""
 RETRIES = 10
 """How often a worker is started again after that: as often as GCP Batch can."""
+
+GPU_IMAGE = "batch-debian"
+"""Of machines with gpus: the engine of Container-Optimized OS, which Batch would take, cannot give
+them to the containers that a worker starts."""
 
 _PROVISIONING = {"standard": "STANDARD", "spot": "SPOT", "flex-start": "FLEX_START"}
 
@@ -103,6 +109,8 @@ def _allocation(gpus: int, context: Context, settings: GcpSettings) -> dict[str,
     policy: dict[str, Any] = {"provisioning_model": _PROVISIONING[settings.provisioning]}
     if settings.machine_type:
         policy["machine_type"] = settings.machine_type
+    if gpus:
+        policy["boot_disk"] = {"image": GPU_IMAGE}
     if gpus and settings.gpu_type:
         policy["accelerators"] = [{"type_": settings.gpu_type, "count": gpus}]
     allocation: dict[str, Any] = {
@@ -116,8 +124,14 @@ def _allocation(gpus: int, context: Context, settings: GcpSettings) -> dict[str,
     if settings.network or settings.no_external_ip:
         interface: dict[str, Any] = {"no_external_ip_address": settings.no_external_ip}
         if settings.network:
-            interface["network"] = settings.network
+            interface["network"] = _of_project(settings.network, settings, "global/networks")
         if settings.subnetwork:
-            interface["subnetwork"] = settings.subnetwork
+            kind = f"regions/{settings.region}/subnetworks"
+            interface["subnetwork"] = _of_project(settings.subnetwork, settings, kind)
         allocation["network"] = {"network_interfaces": [interface]}
     return allocation
+
+
+def _of_project(name: str, settings: GcpSettings, kind: str) -> str:
+    """The name of something of the project as Batch takes it, which takes no bare one."""
+    return name if "/" in name else f"projects/{settings.project}/{kind}/{name}"

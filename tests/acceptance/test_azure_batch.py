@@ -384,7 +384,7 @@ def test_an_identity_that_the_machine_has_is_found_and_used(
         monkeypatch.setenv(name, value)
     only_jobs(stand.backend().launch(requests_for(2)))
     (asked,) = stand.batch.wire.requests(path="/msi/token")
-    assert asked.parameters["resource"].startswith("https://batch.core.windows.net")
+    assert asked.parameters["resource"] == "https://batch.core.windows.net/"
     (added,) = stand.batch.wire.requests("POST", COLLECTION)
     assert added.headers["authorization"].startswith("Bearer ")
 

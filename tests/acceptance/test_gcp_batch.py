@@ -202,6 +202,62 @@ def test_a_dry_run_shows_the_job_and_asks_nothing(stand: Stand) -> None:
     assert stand.wire.requests == []
 
 
+def previewed(stand: Stand, gpus: int = 0, **settings: Any) -> dict[str, Any]:
+    (request,) = requests_for(1)
+    asked = replace(request, resources=replace(request.resources, gpus=gpus))
+    (result,) = stand.backend(**settings).launch([asked], dry_run=True)
+    assert isinstance(result, Preview)
+    job: dict[str, Any] = json.loads(result.text.partition(": ")[2])
+    return job
+
+
+@pytest.mark.parametrize(
+    ("network", "subnetwork", "asked"),
+    [
+        (
+            "vpc",
+            "sub",
+            (
+                f"projects/{PROJECT}/global/networks/vpc",
+                f"projects/{PROJECT}/regions/europe-west4/subnetworks/sub",
+            ),
+        ),
+        (
+            "projects/host/global/networks/vpc",
+            "regions/r/subnetworks/sub",
+            ("projects/host/global/networks/vpc", "regions/r/subnetworks/sub"),
+        ),
+    ],
+)
+def test_a_network_is_named_as_batch_takes_it(
+    stand: Stand, network: str, subnetwork: str, asked: tuple[str, str]
+) -> None:
+    job = previewed(stand, network=network, subnetwork=subnetwork)
+    (interface,) = job["allocation_policy"]["network"]["network_interfaces"]
+    assert (interface["network"], interface["subnetwork"]) == asked
+
+
+def test_machines_with_gpus_have_an_engine_that_gives_them_to_containers(stand: Stand) -> None:
+    def policy(gpus: int) -> dict[str, Any]:
+        job = previewed(stand, gpus, gpu_type="nvidia-l4")
+        found: dict[str, Any] = job["allocation_policy"]["instances"][0]["policy"]
+        return found
+
+    assert policy(1)["boot_disk"] == {"image": "batch-debian"}
+    assert "boot_disk" not in policy(0)
+
+
+def test_work_directories_are_where_container_optimized_os_lets_files_be_executed(
+    stand: Stand,
+) -> None:
+    """Under /var only below these three may a bundle start a program of its own."""
+    executable = ("/var/lib/google/", "/var/lib/docker/", "/var/lib/toolbox/")
+    assert stand.backend().work_directory.startswith(executable)
+    (runnable,) = previewed(stand)["task_groups"][0]["task_spec"]["runnables"]
+    place = stand.backend().work_directory.rpartition("/")[0]
+    assert f"{place}:{place}" in runnable["container"]["volumes"]
+
+
 def test_a_secret_that_is_not_there_is_found_by_the_check(stand: Stand) -> None:
     findings = stand.backend(secret=f"projects/{PROJECT}/secrets/other").check()
     wrong = [finding for finding in findings if finding.error is not None]

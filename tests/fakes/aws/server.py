@@ -261,9 +261,10 @@ class FakeAws:
             sentence = "The specified log stream does not exist."
             return _refusal("ResourceNotFoundException", sentence, 400)
         # From the end: a token says before which line a page ends; at the start it stays the same.
-        end = int(parameters.get("nextToken", "b/-1").removeprefix("b/"))
-        end = len(lines) if end < 0 else end
-        start = max(0, end - 10_000)
+        # The first page is empty, as any page but the last may be.
+        begun = parameters.get("nextToken")
+        end = int(begun.removeprefix("b/")) if begun else len(lines)
+        start = max(0, end - 10_000) if begun else end
         answer = {
             "events": [
                 {"timestamp": int(self.clock() * 1000), "ingestionTime": 0, "message": line}

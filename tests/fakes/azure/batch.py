@@ -21,6 +21,8 @@ from fakes.azure.wire import Answer, Request, Wire
 ACCOUNT_NAME = "testaccount"
 ACCOUNT_KEY = "dGhlIGtleSBvZiBhIGZha2UgYWNjb3VudA=="
 IDENTITY_HEADER = "let-me-in"
+AUDIENCE = "https://batch.core.windows.net/"
+"""What a token must be for: to the letter, the slash included."""
 API_VERSION = "2025-06-01"
 LARGEST_BODY_BYTES = 1_000_000
 LARGEST_COLLECTION = 100
@@ -87,7 +89,8 @@ class BatchService:
         if request.headers.get("x-identity-header") != IDENTITY_HEADER:
             return Answer(401)
         token = uuid.uuid4().hex
-        self.tokens.add(token)
+        if request.parameters["resource"] == AUDIENCE:
+            self.tokens.add(token)
         return _json(
             {
                 "access_token": token,

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from backends import azure_batch
+from backends.azure_batch.connection import batch_scope
 from backends.azure_batch.errors import by_code
 from backends.azure_batch.options import AzureSettings, options
 from backends.base import (
@@ -147,3 +148,20 @@ print(sorted({name.partition(".")[0] for name in sys.modules} & {
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert told.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("host", "scope"),
+    [
+        ("a.westeurope.batch.azure.com", "https://batch.core.windows.net//.default"),
+        ("a.chinaeast2.batch.chinacloudapi.cn", "https://batch.chinacloudapi.cn//.default"),
+        (
+            "a.usgovvirginia.batch.usgovcloudapi.net",
+            "https://batch.core.usgovcloudapi.net//.default",
+        ),
+        ("127.0.0.1:8080", "https://batch.core.windows.net//.default"),
+    ],
+)
+def test_a_token_is_asked_for_the_audience_of_its_cloud(host: str, scope: str) -> None:
+    """To the letter: Batch refuses a token whose audience lacks the slash at the end."""
+    assert batch_scope(f"https://{host}") == scope
