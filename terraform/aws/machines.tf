@@ -1,7 +1,6 @@
 # Where workers run: compute environments of spot and on-demand capacity, and the queue before them.
 
 locals {
-  # In the order in which the queue fills them.
   capacities = var.job_queue_arn != null ? {} : merge(
     var.spot_max_cpus > 0 ? { spot = { order = 1, max_cpus = var.spot_max_cpus, ec2 = "SPOT", fargate = "FARGATE_SPOT" } } : {},
     var.on_demand_max_cpus > 0 ? { on-demand = { order = 2, max_cpus = var.on_demand_max_cpus, ec2 = "EC2", fargate = "FARGATE" } } : {},
@@ -75,7 +74,8 @@ resource "aws_launch_template" "machine" {
     }
   }
 
-  # One hop: the machine's own agent gets the machine's role, and no container does.
+  # One hop: the machine's role is for its agent. A container of Batch is on the machine's own network
+  # and gets it, too, as it would by the engine's socket; the bundles' containers, beside it, do not.
   metadata_options {
     http_endpoint               = "enabled"
     http_tokens                 = "required"
@@ -116,12 +116,13 @@ resource "aws_batch_job_queue" "workers" {
   priority = 1
   tags     = local.tags
 
+  # In the order in which the queue fills them: AWS may give them back in it, whatever it was given.
   dynamic "compute_environment_order" {
-    for_each = local.capacities
+    for_each = [for key in ["spot", "on-demand"] : key if contains(keys(local.capacities), key)]
 
     content {
-      order               = compute_environment_order.value.order
-      compute_environment = aws_batch_compute_environment.workers[compute_environment_order.key].arn
+      order               = local.capacities[compute_environment_order.value].order
+      compute_environment = aws_batch_compute_environment.workers[compute_environment_order.value].arn
     }
   }
 

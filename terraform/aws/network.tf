@@ -130,12 +130,13 @@ resource "aws_vpc_endpoint" "s3" {
   tags              = merge(local.tags, { Name = "${var.name}-s3" })
 }
 
-# Manager and workers call out, and nobody calls them. A server is called by its balancer.
+# Manager and workers call out, and nobody calls them. A server is called by its balancer. (EC2 takes
+# no apostrophe in a description.)
 resource "aws_security_group" "this" {
   #checkov:skip=CKV2_AWS_5: each of them is attached, by its key, which checkov does not follow
   for_each = merge(
-    { manager = "The manager", workers = "Workers and their machines", home = "The manager's home" },
-    local.own_server ? { balancer = "The server's load balancer", server = "The server", database = "The server's database" } : {},
+    { manager = "The manager", workers = "Workers and their machines", home = "Homes of manager and server" },
+    local.own_server ? { balancer = "Load balancer of the server", server = "The server", database = "Database of the server" } : {},
   )
   name_prefix = "${var.name}-${each.key}-"
   description = each.value

@@ -20,6 +20,11 @@ variable "name" {
     condition     = can(regex("^[a-z][a-z0-9-]{1,29}[a-z0-9]$", var.name))
     error_message = "name has 3 to 31 lower-case letters, digits and hyphens, and begins with a letter."
   }
+
+  validation {
+    condition     = !strcontains(var.name, "--")
+    error_message = "name has no two hyphens in a row, which ECR and RDS do not take."
+  }
 }
 
 variable "pool" {
@@ -243,9 +248,14 @@ variable "subnet_ids" {
 }
 
 variable "assign_public_ip" {
-  description = "Give manager and Fargate workers public addresses: where `subnet_ids` are public and have no NAT."
+  description = "Give manager and server public addresses: where `subnet_ids` are public and have no NAT. Machines of EC2 have what the subnet gives them; workers on Fargate have none."
   type        = bool
   default     = false
+
+  validation {
+    condition     = !var.assign_public_ip || var.platform == "ec2"
+    error_message = "Workers on Fargate have no public addresses: give subnet_ids with a NAT gateway, or platform = \"ec2\"."
+  }
 }
 
 variable "network_cidr" {

@@ -86,8 +86,8 @@ run "everything_from_nothing" {
     error_message = "There are spot and on-demand machines."
   }
   assert {
-    condition     = [for one in aws_batch_job_queue.workers[0].compute_environment_order : one.order] == [2, 1] || [for one in aws_batch_job_queue.workers[0].compute_environment_order : one.order] == [1, 2]
-    error_message = "The queue has an order."
+    condition     = [for one in aws_batch_job_queue.workers[0].compute_environment_order : one.order] == [1, 2]
+    error_message = "The queue has an order, and is told it in that order."
   }
   assert {
     condition     = !strcontains(aws_ecs_task_definition.manager.container_definitions, "secret_string")
@@ -105,6 +105,15 @@ run "a_server_is_made_where_none_is_given" {
     server_url = null
   }
 
+  assert {
+    condition = alltrue([
+      for one in concat(
+        values(aws_security_group.this), values(aws_vpc_security_group_ingress_rule.server), values(aws_vpc_security_group_egress_rule.out),
+        [aws_vpc_security_group_ingress_rule.home], aws_vpc_security_group_egress_rule.balancer, aws_vpc_security_group_ingress_rule.nat,
+      ) : can(regex("^[a-zA-Z0-9. _:/()#,@\\[\\]+=&;{}!$*-]{1,255}$", one.description))
+    ])
+    error_message = "EC2 takes these letters alone in descriptions."
+  }
   assert {
     condition = jsondecode(aws_ecs_task_definition.server[0].container_definitions)[0].command == [
       "serve", "--host", "0.0.0.0", "--port", "2900",
@@ -286,6 +295,27 @@ run "values_that_make_no_sense_are_refused" {
     var.name, var.max_workers, var.on_demand_max_cpus, var.worker_memory_mb,
     var.subnet_ids, var.log_retention_days, var.tags,
   ]
+}
+
+run "names_that_a_registry_or_database_cannot_have_are_refused" {
+  command = plan
+
+  variables {
+    name = "two--hyphens"
+  }
+
+  expect_failures = [var.name]
+}
+
+run "workers_on_fargate_have_no_public_addresses" {
+  command = plan
+
+  variables {
+    platform         = "fargate"
+    assign_public_ip = true
+  }
+
+  expect_failures = [var.assign_public_ip]
 }
 
 run "the_address_of_a_server_is_one" {

@@ -44,7 +44,7 @@ def test_every_variable_and_output_says_what_it_is_and_text_is_refused_where_it_
 ) -> None:
     text = (module / "variables.tf").read_text()
     free = {"worker_image", "manager_image", "manager_options", "alarm_actions"} | {
-        *("vpc_id", "assign_public_ip", "batch_service_role_arn"),  # AWS
+        *("vpc_id", "batch_service_role_arn"),  # AWS
         *("server_deletion_protection", "database_multi_zone"),
         "resource_group_name",
         "gpu_type",
