@@ -56,7 +56,7 @@ class RangeNotSatisfiable(UsageError):
 
 
 class ServerFault(BundlesError):
-    """The server failed (5xx): the same request may succeed later."""
+    """The server failed (5xx), or has no time now: the same request may succeed later."""
 
     status = 503
 
@@ -88,9 +88,13 @@ _BY_STATUS: dict[int, type[BundlesError]] = {
 }
 
 
+_FOR_NOW = (408, 425, 429)
+"""Request Timeout, Too Early, Too Many Requests: what gateways before a server say."""
+
+
 def error_for_status(status: int, message: str) -> BundlesError:
     """The exception that stands for an HTTP status (300 or more); unknown 4xx are usage errors."""
     kind = _BY_STATUS.get(status)
     if kind is None:
-        kind = ServerFault if status >= 500 else UsageError
+        kind = ServerFault if status >= 500 or status in _FOR_NOW else UsageError
     return kind(message)

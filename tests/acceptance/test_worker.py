@@ -229,6 +229,7 @@ def test_uploads_and_reports_outlast_a_server_that_fails(
     script: ScriptedServer, worker: WorkerProcess
 ) -> None:
     script.fault("upload", Fault(status=500, times=2))
+    script.fault("upload", Fault(status=429))
     script.fault("upload", Fault(drop=True))
     script.fault("upload", Fault(drop=True, late=True))
     worker.start()
