@@ -20,6 +20,9 @@ SERVER_VARIABLE = "WORKER_MANAGER_SERVER"
 TOKEN_VARIABLE = "WORKER_MANAGER_TOKEN"
 USER_VARIABLE = "CODALAB_USERNAME"
 PASSWORD_VARIABLE = "CODALAB_PASSWORD"
+LIFETIME_VARIABLE = "WORKER_MANAGER_LIFETIME_SECONDS"
+"""By which a manager tells its workers how long they live: those of an earlier version, and
+CodaLab's, would not take an option that they do not know."""
 CREDENTIALS_VARIABLE = "CREDENTIALS_DIRECTORY"
 """Where systemd has put a unit's credentials (systemd.exec(5), `LoadCredential=`)."""
 

@@ -374,7 +374,7 @@ def _too_large(asked: Resources, queue: QueueConfig) -> list[str]:
     life = queue.lifetime_seconds
     if life is not None and asked.time_seconds > life:
         wanted, offered = format_duration(asked.time_seconds), format_duration(life)
-        reasons.append(f"it asks for {wanted} of time, and a worker lives for {offered}")
+        reasons.append(f"it asks for {wanted} of time, and a new worker has {offered}")
     return reasons
 
 

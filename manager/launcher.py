@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING
 
 from backends.base import KEY, Backend, JobResources, LaunchKey, LaunchRequest
 from bundles.errors import NotAuthenticated
-from bundles.home import PASSWORD_VARIABLE, TOKEN_VARIABLE, USER_VARIABLE, Credentials
+from bundles.home import (
+    LIFETIME_VARIABLE,
+    PASSWORD_VARIABLE,
+    TOKEN_VARIABLE,
+    USER_VARIABLE,
+    Credentials,
+)
 from manager.command import WorkerOptions, worker_command
 
 if TYPE_CHECKING:
@@ -20,12 +26,14 @@ class Launcher:
     """How a worker of the pool is made: its command line, and its credentials.
 
     ``credentials``: our own. Workers get them only on a server that gives no worker tokens.
+    ``lifetime_seconds``: when the service ends a worker, from its start; None: it does not.
     """
 
     server: str
     options: WorkerOptions
     resources: JobResources
     credentials: Credentials
+    lifetime_seconds: float | None = None
 
     def requests(
         self, keys: Sequence[LaunchKey], backend: Backend, secrets: Mapping[str, str]
@@ -41,7 +49,12 @@ class Launcher:
             gpus=self.resources.gpus,
             memory_bytes=self.resources.memory_bytes,
         )
-        return [LaunchRequest(key, tuple(argv), self.resources, secrets=secrets) for key in keys]
+        environment = {}
+        if self.lifetime_seconds is not None:
+            environment[LIFETIME_VARIABLE] = f"{self.lifetime_seconds:g}"
+        return [
+            LaunchRequest(key, tuple(argv), self.resources, environment, secrets) for key in keys
+        ]
 
     def secrets(self, client: Client, pool: str = "", fence: int | None = None) -> dict[str, str]:
         """The environment by which a worker shows who it is: a fresh worker token, else CodaLab's.

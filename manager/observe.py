@@ -278,7 +278,9 @@ def has_a_run(worker: Mapping[str, Any]) -> bool:
 
 def _offer(worker: Mapping[str, Any], time_seconds: int) -> Offer | None:
     """What a worker could still take, as the server describes it; None: nothing, or nobody knows.
-    ``time_seconds``: of its pool's workers, when they are new.
+    ``time_seconds``: of its pool's workers, when they are new. What is left of it is rounded down
+    to a power of two, as what bundles ask for is rounded up: the server, which rounds nothing,
+    gives a worker all that it is seen to have room for.
 
     CodaLab's servers do not say what of its memory is in use.
     """
@@ -287,6 +289,9 @@ def _offer(worker: Mapping[str, Any], time_seconds: int) -> Offer | None:
     if worker.get("exit_after_num_runs") == 0:
         return None
     try:
+        left = worker.get("seconds_left")
+        if left is not None and left < time_seconds:
+            time_seconds = 1 << int(left).bit_length() >> 1
         room = Room(
             gpus=int(worker["gpus"]) - int(worker["gpus_in_use"]),
             cpus=int(worker["cpus"]) - int(worker["cpus_in_use"]),

@@ -61,7 +61,8 @@ class Pool:
     def launcher(self) -> Launcher:
         from manager.launcher import Launcher
 
-        return Launcher(self.server, self.worker, self.resources, self.credentials)
+        life = registry.lifetime_seconds(self.backend_name, self.settings)
+        return Launcher(self.server, self.worker, self.resources, self.credentials, life)
 
     def client(self) -> Client:
         from bundles.client import Client

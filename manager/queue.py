@@ -11,6 +11,10 @@ from backends import registry
 from bundles.model import Resources, queue_tag
 from manager.capacity import UNBOUNDED, Need, Offer, Room
 
+START_SECONDS = 60.0
+"""Of its life a worker has spent so much, at most, when its server gives it the first bundle; a
+quarter of a short one. A bundle that needs all the rest would not get it from any worker."""
+
 
 @dataclass(frozen=True, slots=True)
 class QueueConfig:
@@ -18,7 +22,9 @@ class QueueConfig:
 
     ``tag``: the workers' tag; ``tag_exclusive``: they run bundles queued for it only.
     ``prefilter``: leave out bundles that ask for more than one worker offers, or for another tag.
-    ``lifetime_seconds``: how long a worker lives at most; None: as long as it likes.
+    ``lifetime_seconds``: how much of its life a new worker has left when it is given its first
+    bundle, at most; None: it lives as long as it likes. ``offered``: the most that workers of it
+    were seen to have, None: none was seen.
     """
 
     cpus: int
@@ -29,10 +35,12 @@ class QueueConfig:
     tag_exclusive: bool = False
     prefilter: bool = True
     lifetime_seconds: float | None = None
+    offered: Room | None = None
 
     @classmethod
     def from_settings(cls, backend_name: str, settings: Mapping[str, Any]) -> QueueConfig:
         """From the options of a pool, as given or as the ledger keeps them."""
+        life = registry.lifetime_seconds(backend_name, settings)
         return cls(
             cpus=settings["cpus"],
             gpus=settings["gpus"],
@@ -41,7 +49,7 @@ class QueueConfig:
             tag=settings["worker_tag"],
             tag_exclusive=settings["worker_tag_exclusive"],
             prefilter=not settings["no_prefilter"],
-            lifetime_seconds=registry.lifetime_seconds(backend_name, settings),
+            lifetime_seconds=None if life is None else life - min(START_SECONDS, life / 4),
         )
 
     def keywords(self, *, root: bool, is_alone: bool = True) -> list[str]:
@@ -61,6 +69,8 @@ class QueueConfig:
         """What a new worker of this pool offers."""
         life = UNBOUNDED if self.lifetime_seconds is None else int(self.lifetime_seconds)
         room = Room(self.gpus, self.cpus, self.memory_bytes, UNBOUNDED, life)
+        if self.offered is not None:
+            room = Room(*map(min, room, self.offered))
         return Offer(room, self.tag or "", self.tag_exclusive)
 
     def need(self, asked: Need) -> Need | None:
@@ -76,13 +86,14 @@ class QueueConfig:
 
 def as_need(asked: Resources, lives: Sequence[int] = ()) -> Need:
     """What a bundle asks for, of whichever worker. ``lives``: how long the workers of each pool
-    live, in seconds; a bundle asks for the shortest of them that is long enough, so that there are
-    few kinds of bundles, and for nothing when they all are."""
+    live, in seconds. There are few kinds of bundles: what one asks for is rounded up to a power of
+    two, but not to more than the shortest life that is long enough; it is nothing where all of
+    them are without end."""
     seconds = math.ceil(asked.time_seconds)
     enough = [life for life in lives if life >= seconds]
-    if len(enough) == len(lives):
+    if all(life == UNBOUNDED for life in lives):
         seconds = 0
-    elif enough:
-        seconds = min(enough)
+    elif enough and seconds:
+        seconds = min(1 << (seconds - 1).bit_length(), *enough)
     room = Room(asked.gpus, asked.cpus, asked.memory_bytes, asked.disk_bytes, seconds)
     return Need(room, queue_tag(asked.queue))

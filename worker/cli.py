@@ -27,6 +27,7 @@ from bundles.errors import BundlesError, NotAuthenticated, Unreachable, UsageErr
 from bundles.exits import WorkerExit
 from bundles.home import (
     HOME_VARIABLE,
+    LIFETIME_VARIABLE,
     SERVER_VARIABLE,
     Home,
     find_credentials,
@@ -167,6 +168,14 @@ def _identity(context: click.Context, parameter: click.Parameter, text: str | No
     type=click.IntRange(min=1),
     metavar="N",
     help="Leave after so many runs.",
+)
+@click.option(
+    "--lifetime-seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    envvar=LIFETIME_VARIABLE,
+    metavar="SECONDS",
+    help="The worker will be ended so long after its start: it is given no bundles that ask for "
+    f"more time than is left.  [env: {LIFETIME_VARIABLE}]",
 )
 @click.option(
     "--pass-down-termination",
@@ -441,6 +450,7 @@ def _settings(options: dict[str, Any]) -> Settings:
         exit_when_idle=options["exit_when_idle"],
         idle_seconds=options["idle_seconds"],
         exit_after_num_runs=options["exit_after_num_runs"],
+        lifetime_seconds=options["lifetime_seconds"],
         exit_on_exception=options["exit_on_exception"],
         # With a Slurm job end all of its processes: there is nothing to come back to.
         pass_down_termination=options["pass_down_termination"]

@@ -11,7 +11,8 @@ from worker.devices import Devices
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """``exit_after_num_runs`` None: no such limit."""
+    """``exit_after_num_runs`` None: no such limit. ``lifetime_seconds``: when others end the
+    worker, from its start; None: they do not, as far as is known."""
 
     worker_id: str
     work_directory: Path
@@ -27,6 +28,7 @@ class Settings:
     exit_when_idle: bool = False
     idle_seconds: float = 0.0
     exit_after_num_runs: int | None = None
+    lifetime_seconds: float | None = None
     exit_on_exception: bool = False
     pass_down_termination: bool = False
     delete_work_dir_on_exit: bool = False

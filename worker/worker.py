@@ -66,6 +66,7 @@ class Worker:
         self._loop = loop
         self._now = clock
         self._hostname = socket.gethostname()
+        self._start = loop.clock()
         self._is_started = False
         self._asked_to_start = 0
         self._requests = Pool(loop, "requests", 2)
@@ -159,8 +160,16 @@ class Worker:
             "is_terminating": self._departure.is_ending or self._departure.is_leaving,
             "is_draining": self._departure.is_draining,
             "preemptible": settings.preemptible,
+            "seconds_left": self._seconds_left(),
         }
         return document, {held.run.key: str(held.run.stage) for held in told}
+
+    def _seconds_left(self) -> float | None:
+        """Until this worker is ended; None: nobody has said that it will be."""
+        lifetime = self._settings.lifetime_seconds
+        if lifetime is None:
+            return None
+        return max(0.0, lifetime - (self._loop.clock() - self._start))
 
     def confirmed(self, states: Mapping[str, str]) -> None:
         """See worker.checkin.Speaker."""

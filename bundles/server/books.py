@@ -8,6 +8,7 @@ the books are thrown away and read again, so nothing here has to be undone. No S
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -151,7 +152,7 @@ class Entry:
         asked = self.resources
         return Need(
             self.owner_id, asked.cpus, asked.gpus, asked.memory_bytes, asked.disk_bytes,
-            asked.queue, self.runs_alone,
+            asked.queue, self.runs_alone, math.ceil(asked.time_seconds),
         )  # fmt: skip
 
     def waiting(self) -> Waiting:
@@ -186,6 +187,8 @@ class Worker:
     free_disk_bytes: int = 0
     cached: frozenset[tuple[str, str]] = frozenset()
     runs_left: int | None = None
+    end: float = math.inf
+    """When it ends, by the monotonic clock."""
     is_terminating: bool = False
     assigned: set[str] = field(default_factory=set)
     listed: frozenset[str] = frozenset()
@@ -688,6 +691,7 @@ class Books:
                 cached=worker.cached,
                 runs_left=runs_left,
                 accepting=accepting,
+                end=worker.end,
             )
         )
         for uuid in worker.assigned:
@@ -708,10 +712,10 @@ class Books:
     def tend(self) -> None:
         """What follows from the operations of the batch and from the time: before it is written."""
         self._expire()
-        for match in self.scheduler.match():
+        for match in self.scheduler.match(self.instant):
             self.assign(self.entries[match.uuid], self.workers[match.worker_id])
         if all(worker.is_heard or not worker.is_live for worker in self.workers.values()):
-            for uuid, sentence in self.scheduler.judge():
+            for uuid, sentence in self.scheduler.judge(self.instant):
                 self._verdicts[uuid] = sentence
         self._write_verdicts()
 

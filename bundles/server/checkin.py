@@ -7,6 +7,7 @@ a worker id) and CodaLab's own, which are held to "the bundle is assigned to you
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,8 @@ DRAIN = "drain"
 """The feature of a worker that understands when it is told to take no more."""
 RESEND_KILL_SECONDS = 10.0
 """A worker that acknowledges nothing is told again this long after."""
+END_STEP_SECONDS = 30.0
+"""The end of a worker's life that differs less from what it said before is the same."""
 
 _STAGES = {
     "PREPARING": "time_preparing",
@@ -222,6 +225,10 @@ def _take_facts(
     worker.runs_left = None
     if said.exit_after_num_runs is not None:
         worker.runs_left = max(0, said.exit_after_num_runs)
+    end = math.inf if said.seconds_left is None else books.instant + said.seconds_left
+    # A check-in that was on its way for a while is not news.
+    if is_new_session or not abs(end - worker.end) <= END_STEP_SECONDS:
+        worker.end = end
     if not worker.has_claims:
         worker.polling_until = books.instant + POLL_SECONDS
 

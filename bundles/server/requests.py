@@ -74,6 +74,7 @@ class Checkin(Document):
     exit_after_num_runs: int | None = None
     is_terminating: bool = False
     is_draining: bool = False
+    seconds_left: Annotated[float, Field(ge=0)] | None = None
     preemptible: bool = False
     # docs/protocol.md
     features: list[str] = Field(default_factory=list)

@@ -8,11 +8,12 @@ worker with more room) is looked at again.
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from bundles.sizes import format_size
+from bundles.sizes import format_duration, format_size
 
 KEPT_PART = 4
 """At most one of so many workers is kept empty for bundles that are to be alone."""
@@ -24,6 +25,7 @@ NO_PRIORITY = -0.5
 class Need:
     """What the bundles of one group ask for, and whose they are. ``queue``: a worker's tag.
 
+    ``time_seconds``: how long they say that they take at most, 0: they do not.
     ``alone``: no other bundle may be on the worker meanwhile.
     """
 
@@ -34,6 +36,7 @@ class Need:
     disk_bytes: int = 0
     queue: str = ""
     alone: bool = False
+    time_seconds: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,8 @@ class Offer:
     """What a worker has in total and takes; room is what its bundles leave of it.
 
     ``serves``: the ids of the users whose bundles it takes, None for everyone's.
-    ``runs_left``: how many more bundles it takes, None for any number.
+    ``runs_left``: how many more bundles it takes, None for any number. ``end``: when it ends, by
+    the clock that ``match`` and ``judge`` are told: what says that it takes longer is not for it.
     """
 
     worker_id: str
@@ -75,6 +79,7 @@ class Offer:
     cached: frozenset[tuple[str, str]] = frozenset()
     runs_left: int | None = None
     accepting: bool = True
+    end: float = math.inf
 
 
 class Match(NamedTuple):
@@ -91,6 +96,8 @@ class _Group:
     count: int = 0
     judged: bool = False
     verdict: str | None = None
+    judged_until: float = math.inf
+    """When the worker that could run it can do so no more."""
 
 
 @dataclass(slots=True)
@@ -138,6 +145,8 @@ class Scheduler:
         self._freed: set[str] = set()
         self._offers_changed = False
         self._is_judged = True
+        self._judged_until = math.inf
+        """When the first of the groups is to be judged anew."""
         self._alone: dict[Need, str | None] = {}
         """The groups of those that are to be alone, and the worker that is kept for each."""
 
@@ -247,14 +256,17 @@ class Scheduler:
 
     # Decisions
 
-    def match(self) -> list[Match]:
+    def match(self, now: float = 0.0) -> list[Match]:
         """Every assignment that is possible now, carried out in this index, best first.
+
+        ``now``: in seconds, by the clock of the offers' ``end``. What fits no worker now fits none
+        later for the time that has passed, so that nothing is looked at again because of it.
 
         Bundles go by priority, then to the user with the fewest running, then by age. One that is
         to be alone would wait for ever where others always come first: once it is not deferred, a
         worker that has bundles is kept for it until it has none.
         """
-        self._let_go()
+        self._let_go(now)
         freed = [
             self._workers[worker_id]
             for worker_id in sorted(self._freed)
@@ -265,7 +277,7 @@ class Scheduler:
             candidates = [
                 group
                 for need, group in self._groups.items()
-                if need in self._new_groups or any(_fits(need, worker) for worker in freed)
+                if need in self._new_groups or any(_fits(need, worker, now) for worker in freed)
             ]
         else:
             candidates = [self._groups[need] for need in self._new_groups]
@@ -281,7 +293,7 @@ class Scheduler:
                 continue
             bundle = self._waiting[group.heap[0][-1]]
             workers = everyone if group.need in self._new_groups else freed
-            worker = _best(bundle, workers)
+            worker = _best(bundle, workers, now)
             if worker is None:
                 continue
             matches.append(Match(bundle.uuid, worker.offer.worker_id))
@@ -296,22 +308,22 @@ class Scheduler:
                 heapq.heappush(heads, (self._key(group), index))
         self._freed.clear()
         self._new_groups.clear()
-        self._keep()
+        self._keep(now)
         return matches
 
-    def _let_go(self) -> None:
+    def _let_go(self, now: float) -> None:
         """Workers that are kept for no good reason any more are free again."""
         for need, worker_id in list(self._alone.items()):
             worker = self._workers.get(worker_id) if worker_id is not None else None
             if worker is None or worker.kept_for != need:  # it left, and may have come anew
                 self._alone[need] = None
-            elif not (self._is_due(need) and _may_be_kept(worker, need)):
+            elif not (self._is_due(need) and _may_be_kept(worker, need, now)):
                 worker.kept_for = self._alone[need] = None
                 self._freed.add(worker.offer.worker_id)
             if need not in self._groups:
                 del self._alone[need]
 
-    def _keep(self) -> None:
+    def _keep(self, now: float) -> None:
         """Keep one worker for each group of bundles that are to be alone and found none."""
         kept = sum(worker_id is not None for worker_id in self._alone.values())
         for need, worker_id in self._alone.items():
@@ -319,7 +331,11 @@ class Scheduler:
                 return
             if worker_id is None and self._is_due(need) and not self._groups[need].verdict:
                 worker = min(
-                    (w for w in self._workers.values() if w.is_shared and _may_be_kept(w, need)),
+                    (
+                        worker
+                        for worker in self._workers.values()
+                        if worker.is_shared and _may_be_kept(worker, need, now)
+                    ),
                     key=lambda worker: (len(worker.bundles), worker.offer.worker_id),
                     default=None,
                 )
@@ -342,28 +358,34 @@ class Scheduler:
         is_deferred, rank, order, _ = group.heap[0]
         return is_deferred, rank, self._running.get(group.need.owner_id, 0), order
 
-    def judge(self) -> list[tuple[str, str | None]]:
+    def judge(self, now: float = 0.0) -> list[tuple[str, str | None]]:
         """Bundles about which the answer to "can any worker ever run it?" has changed.
 
         With a sentence when none can, None when one can. While there is no worker at all nothing
-        is known and nothing changes.
+        is known and nothing changes. ``now``: as in ``match``.
         """
-        if not self._workers or (self._is_judged and not self._offers_changed):
+        is_current = self._is_judged and not self._offers_changed and now <= self._judged_until
+        if not self._workers or is_current:
             return []
         changed: dict[Need, str | None] = {}
         for group in self._groups.values():
-            if group.judged and not self._offers_changed:
+            if group.judged and not self._offers_changed and now <= group.judged_until:
                 continue
             group.judged = True
             offers = [worker.offer for worker in self._workers.values()]
-            verdict = None
-            if not any(_can_ever(group.need, offer) for offer in offers):
-                verdict = group.verdict or _why_never(group.need, offers)
+            able = next((offer for offer in offers if _can_ever(group.need, offer, now)), None)
+            verdict, group.judged_until = None, math.inf
+            if able is None:
+                verdict = group.verdict or _why_never(group.need, offers, now)
+            elif group.need.time_seconds:
+                group.judged_until = able.end - group.need.time_seconds
             if verdict != group.verdict:
                 group.verdict = verdict
                 changed[group.need] = verdict
         self._offers_changed = False
         self._is_judged = True
+        untils = (group.judged_until for group in self._groups.values())
+        self._judged_until = min(untils, default=math.inf)
         if not changed:
             return []
         return [
@@ -382,6 +404,7 @@ def _capacity(offer: Offer) -> tuple[object, ...]:
         offer.tag,
         offer.tag_exclusive,
         offer.serves,
+        offer.end,
     )
 
 
@@ -398,26 +421,36 @@ def _is_for(need: Need, offer: Offer) -> bool:
     return not (offer.tag_exclusive and offer.tag)
 
 
-def _fits(need: Need, worker: _Worker) -> bool:
-    return _takes_more(worker) and worker.has_room(need) and _is_for(need, worker.offer)
+def _lives_long_enough(need: Need, offer: Offer, now: float) -> bool:
+    return not need.time_seconds or now + need.time_seconds <= offer.end
 
 
-def _can_ever(need: Need, offer: Offer) -> bool:
+def _fits(need: Need, worker: _Worker, now: float) -> bool:
+    return (
+        _takes_more(worker)
+        and worker.has_room(need)
+        and _is_for(need, worker.offer)
+        and _lives_long_enough(need, worker.offer, now)
+    )
+
+
+def _can_ever(need: Need, offer: Offer, now: float) -> bool:
     return (
         _is_for(need, offer)
         and need.cpus <= offer.cpus
         and need.gpus <= offer.gpus
         and need.memory_bytes <= offer.memory_bytes
         and need.disk_bytes <= offer.disk_bytes
+        and _lives_long_enough(need, offer, now)
     )
 
 
-def _may_be_kept(worker: _Worker, need: Need) -> bool:
-    return _takes_more(worker) and _can_ever(need, worker.offer)
+def _may_be_kept(worker: _Worker, need: Need, now: float) -> bool:
+    return _takes_more(worker) and _can_ever(need, worker.offer, now)
 
 
-def _best(bundle: Waiting, workers: Iterable[_Worker]) -> _Worker | None:
-    fitting = (worker for worker in workers if _fits(bundle.need, worker))
+def _best(bundle: Waiting, workers: Iterable[_Worker], now: float) -> _Worker | None:
+    fitting = (worker for worker in workers if _fits(bundle.need, worker, now))
     return min(fitting, key=lambda worker: _cost(bundle, worker), default=None)
 
 
@@ -435,7 +468,7 @@ def _cost(bundle: Waiting, worker: _Worker) -> tuple[bool, bool, int, int, int, 
     )
 
 
-def _why_never(need: Need, offers: list[Offer]) -> str:
+def _why_never(need: Need, offers: list[Offer], now: float) -> str:
     """One sentence: which demand no worker meets."""
     able = [offer for offer in offers if _is_for(need, offer)]
     if not able:
@@ -445,6 +478,9 @@ def _why_never(need: Need, offers: list[Offer]) -> str:
     for asked, most, words in _demands(need, able):
         if asked > most:
             return f"No worker can run this: it asks for {words}."
+    if not any(_lives_long_enough(need, offer, now) for offer in able):
+        words = f"{format_duration(need.time_seconds)} of time, and all of them end sooner"
+        return f"No worker can run this: it asks for {words}."
     return "No worker can run this: no single one has all the resources that it asks for."
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from contextlib import suppress
 from typing import Any
 
@@ -195,12 +196,18 @@ def _describe(books: Books, worker: Worker) -> dict[str, Any]:
         "exit_after_num_runs": worker.runs_left,
         "is_terminating": worker.is_terminating,
         "is_draining": worker.is_draining,
+        "seconds_left": _seconds_left(books, worker),
         "preemptible": worker.is_preemptible,
         "hostname": facts.get("hostname"),
         "cpus_in_use": cpus_in_use,
         "gpus_in_use": gpus_in_use,
         "memory_bytes_in_use": memory_bytes_in_use,
     }
+
+
+def _seconds_left(books: Books, worker: Worker) -> float | None:
+    """None: it has said of no end."""
+    return None if math.isinf(worker.end) else max(0.0, worker.end - books.instant)
 
 
 async def _ring(service: Service, websocket: WebSocket) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import pytest
 from pool_fakes import FakeBackend
@@ -94,6 +95,15 @@ def test_the_requests_of_one_launch_differ_in_their_keys_alone() -> None:
     assert KEY in requests[0].argv
     for key, request in zip(keys, requests, strict=True):
         assert request.command[request.argv.index(KEY)] == str(key)
+
+
+def test_a_worker_whose_life_has_an_end_is_told_so_in_its_environment() -> None:
+    made = replace(launcher(Credentials(token="t")), lifetime_seconds=7080.0)
+    keys = LaunchKey.make_row("p", 1, 1)
+    (request,) = made.requests(keys, FakeBackend(), {})
+    assert request.environment == {"WORKER_MANAGER_LIFETIME_SECONDS": "7080"}
+    (request,) = replace(made, lifetime_seconds=None).requests(keys, FakeBackend(), {})
+    assert request.environment == {}
 
 
 class Server:

@@ -175,7 +175,7 @@ def view(queue: QueueConfig = SMALL, *, selected: bool = True) -> PoolView:
         (
             {"request_time": "3h"},
             QueueConfig(2, 0, 4 * GIB, lifetime_seconds=7080.0),
-            "asks for 3h00m of time, and a worker lives for 1h58m",
+            "asks for 3h00m of time, and a new worker has 1h58m",
         ),
         ({"request_queue": "tag=big"}, SMALL, "queued for the tag 'big'"),
         ({"request_cpus": "many"}, SMALL, "cannot be read"),

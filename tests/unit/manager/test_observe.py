@@ -219,6 +219,22 @@ def test_a_worker_that_takes_nothing_more_has_no_room(make: Make, change: dict[s
     assert make(server, backend).observe(None, NOW).snapshot.free == {}
 
 
+@pytest.mark.parametrize(
+    ("left", "seen"), [(None, 5000), (6000.5, 5000), (4999.0, 4096), (1.5, 1), (0.2, 0)]
+)
+def test_a_worker_has_room_for_as_long_as_it_says_that_it_lives(
+    make: Make, left: float | None, seen: int
+) -> None:
+    server, backend = FakeServer(), FakeBackend()
+    job = backend.add(JobState.ACTIVE)
+    server.workers = [job.worker_id]
+    server.offers = {job.worker_id: {**OFFER, "seconds_left": left}}
+    server.stage()
+    observer = make(server, backend, lifetime_seconds=5000.0)
+    (offer,) = observer.observe(None, NOW).snapshot.free
+    assert offer.room.time_seconds == seen
+
+
 def test_room_that_bundles_do_not_take_up_does_not_keep_them_waiting(make: Make) -> None:
     server, backend = FakeServer(), FakeBackend()
     job = backend.add(JobState.ACTIVE)

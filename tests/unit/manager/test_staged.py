@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from backends.registry import lifetime_seconds
 from bundles.model import Resources
-from manager.capacity import UNBOUNDED, Need, Room
+from manager.capacity import Need, Room
 from manager.policy import PoolConfig
 from manager.queue import QueueConfig
 from manager.sharing import decide_set
@@ -33,12 +33,20 @@ def test_a_bundle_that_takes_longer_than_a_worker_lives_fits_none() -> None:
     assert demand_of(counted, [QUEUE])[1] == [0]
 
 
-def test_bundles_are_told_apart_only_by_which_workers_live_long_enough() -> None:
+def test_bundles_of_like_times_are_one_kind_that_asks_for_no_more_than_a_new_worker_has() -> None:
     counted = [(asking(minutes / 60), 1) for minutes in range(1200)]
     demand, unfit = demand_of(counted, [LONG, SHORT, QUEUE])
     kinds = {need.room.time_seconds: number for need, number in demand.items()}
-    assert kinds == {0: 61, 10 * HOUR: 540, UNBOUNDED: 599}
+    powers = {2**n for n in range(6, 18)}
+    assert set(kinds) == {0, 1 * HOUR, 10 * HOUR} | powers
+    assert (kinds[0], kinds[64], kinds[1 * HOUR]) == (1, 1, 60 - 2048 // 60)
     assert unfit == [599, 1139, 0]
+
+
+def test_time_is_no_matter_where_workers_live_as_long_as_they_like() -> None:
+    demand, unfit = demand_of([(asking(1), 1), (asking(100), 1)], [QUEUE, QUEUE])
+    assert list(demand.values()) == [2]
+    assert unfit == [0, 0]
 
 
 def test_a_long_bundle_goes_to_the_pool_whose_workers_live_long_enough() -> None:

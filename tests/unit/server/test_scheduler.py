@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from bundles.server.scheduler import Match, Need, Offer, Scheduler, Waiting
 
 GIB = 1024**3
+HOUR = 3600
 
 
 def waiting(uuid: str, order: int = 1, priority: float = 0, **need: Any) -> Waiting:
@@ -368,3 +369,59 @@ def test_after_a_match_no_waiting_bundle_fits_any_worker_and_none_is_overfull(
                     )
                 )
                 assert not fits, (bundle, one)
+
+
+# Workers that end
+
+
+def test_a_bundle_that_says_how_long_it_takes_goes_to_a_worker_that_lives_so_long() -> None:
+    made = scheduler(offer("short", end=2 * HOUR), offer("young", end=9 * HOUR))
+    made.add(waiting("exact", 1, time_seconds=HOUR))
+    made.add(waiting("long", 2, time_seconds=3 * HOUR))
+    made.add(waiting("unsaid", 3))
+    matches = dict(made.match(1.0 * HOUR))
+    assert matches["exact"] == "short"
+    assert matches["long"] == "young"
+    assert matches["unsaid"] in ("short", "young")
+
+
+def test_it_waits_while_every_worker_ends_sooner_and_goes_to_the_first_that_does_not() -> None:
+    made = scheduler(offer("old", end=2 * HOUR))
+    made.add(waiting("long", time_seconds=HOUR))
+    assert made.match(1.0 * HOUR + 1) == []
+    made.occupy("old", "x", Need("u"))
+    made.release("old", "x")
+    assert made.match(1.0 * HOUR + 2) == []
+    made.offer(offer("new", end=3 * HOUR))
+    assert made.match(1.0 * HOUR + 3) == [Match("long", "new")]
+
+
+def test_one_whose_user_said_nothing_goes_to_any_worker_until_its_end() -> None:
+    made = scheduler(offer("w", end=HOUR), bundles=(waiting("unsaid"),))
+    assert made.match(2.0 * HOUR) == [Match("unsaid", "w")]
+
+
+def test_that_no_worker_lives_long_enough_is_said_when_it_comes_to_be_true_and_as_long() -> None:
+    made = scheduler(offer("w", end=2 * HOUR), bundles=(waiting("long", time_seconds=HOUR),))
+    assert made.judge(0.0) == []
+    assert made.judge(1.0 * HOUR) == []
+    [(uuid, sentence)] = made.judge(1.0 * HOUR + 1)
+    assert (uuid, sentence) == (
+        "long",
+        "No worker can run this: it asks for 1h00m of time, and all of them end sooner.",
+    )
+    assert made.judge(1.0 * HOUR + 2) == []
+    made.offer(offer("new", end=3 * HOUR))
+    assert made.judge(1.0 * HOUR + 3) == [("long", None)]
+
+
+def test_no_worker_is_kept_for_a_bundle_that_it_would_not_outlive() -> None:
+    made = scheduler(offer("w", cpus=2, end=2 * HOUR), bundles=(waiting("first", 1),))
+    made.match(0.0)
+    made.add(waiting("alone", 2, alone=True, time_seconds=HOUR))
+    assert made.match(0.0) == []
+    made.add(waiting("other", 3))
+    assert made.match(1.0) == []  # it is kept for the one that is to be alone
+    made.add(waiting("another", 4, cpus=2))
+    made.release("w", "first")
+    assert made.match(1.0 * HOUR + 1) == [Match("other", "w")]
