@@ -42,6 +42,7 @@ resource "azurerm_batch_pool" "workers" {
   node_agent_sku_id              = "batch.node.ubuntu 22.04"
   max_tasks_per_node             = 1 # what a worker leaves or breaks is no other one's
   target_node_communication_mode = "Simplified"
+  inter_node_communication       = "Disabled" # the provider's default allows a hundred machines
   metadata                       = local.tags
 
   # Has a container engine, and drivers for GPUs.

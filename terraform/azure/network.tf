@@ -81,4 +81,6 @@ resource "azurerm_subnet_nat_gateway_association" "this" {
   count          = local.own_network ? 1 : 0
   subnet_id      = azurerm_subnet.this[0].id
   nat_gateway_id = azurerm_nat_gateway.this[0].id
+  # Machines wait for this one: by then there is a way out.
+  depends_on = [azurerm_nat_gateway_public_ip_association.this]
 }

@@ -16,8 +16,8 @@ variable "name" {
   default     = "worker-manager"
 
   validation {
-    condition     = can(regex("^[a-z][a-z0-9-]{1,22}[a-z0-9]$", var.name))
-    error_message = "name has 3 to 24 lower-case letters, digits and hyphens, and begins with a letter."
+    condition     = can(regex("^[a-z][a-z0-9-]{2,22}[a-z0-9]$", var.name))
+    error_message = "name has 4 to 24 lower-case letters, digits and hyphens, and begins with a letter."
   }
 }
 
@@ -211,7 +211,7 @@ variable "manager_image" {
 }
 
 variable "ssh_public_key" {
-  description = "Whom the manager's machine lets in (`azureuser`), from inside its network alone. Azure wants one."
+  description = "Whom the manager's machine lets in (`azureuser`), where the network does: the one made here lets nobody. Azure wants one."
   type        = string
 
   validation {

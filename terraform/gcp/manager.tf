@@ -108,6 +108,8 @@ resource "google_compute_health_check" "manager" {
   log_config {
     enable = true
   }
+
+  depends_on = [google_project_service.this]
 }
 
 resource "google_compute_instance_group_manager" "manager" {

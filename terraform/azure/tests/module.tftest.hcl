@@ -38,6 +38,10 @@ run "everything_from_nothing" {
     error_message = "Machines are on-demand ones, as many as there is work."
   }
   assert {
+    condition     = azurerm_batch_pool.workers.inter_node_communication == "Disabled"
+    error_message = "Machines that may speak to each other are a hundred at most."
+  }
+  assert {
     condition     = azurerm_batch_account.this.allowed_authentication_modes == toset(["AAD"]) && !azurerm_storage_account.workers.shared_access_key_enabled && !azurerm_container_registry.this[0].admin_enabled
     error_message = "No key opens anything: keys are in the state."
   }

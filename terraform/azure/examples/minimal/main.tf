@@ -36,7 +36,12 @@ provider "azurerm" {
   subscription_id     = var.subscription_id
   storage_use_azuread = true # the storage account has no keys
 
-  features {}
+  features {
+    # Else it reads the account's queues, of which there are none, and which not even an owner may.
+    storage {
+      data_plane_available = false
+    }
+  }
 }
 
 module "worker_manager" {
