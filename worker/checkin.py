@@ -13,6 +13,7 @@ while it tries to reach a worker (1 s), and then gives the bundle to another.
 from __future__ import annotations
 
 import collections
+import json
 import logging
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -45,6 +46,9 @@ often for the end of a short run."""
 CODALAB_SOON_SECONDS = 0.7
 """The same for a CodaLab server: a run that ends meanwhile need not wait for the reply to its
 beginning. Less than the second for which the bundle manager tries to reach a worker."""
+CODALAB_DEPENDENCIES_BYTES = 60_000
+"""So much JSON of cached dependencies CodaLab's own worker reports: its server keeps it in a BLOB
+of MySQL, which takes 64 KiB, and fails every check-in that says more."""
 LANES = 2
 HELD_SECONDS = 0.2
 """A check-in that was answered faster than this, with nothing, was not held."""
@@ -202,6 +206,8 @@ class Reporter:
 
     def _compose(self) -> tuple[dict[str, Any], Flight]:
         document, states = self._speaker.describe()
+        if not self.is_batch:
+            document["dependencies"] = _as_many_as_fit(document["dependencies"])
         self._sequence += 1
         acknowledged = tuple(self._to_acknowledge)
         document |= {
@@ -299,3 +305,13 @@ class Reporter:
         assert isinstance(error, BundlesError)
         self._speaker.troubled(trouble, error)
         self._want(0.0)
+
+
+def _as_many_as_fit(dependencies: list[list[str]]) -> list[list[str]]:
+    """They only say where a bundle would start sooner, so that some may be left out."""
+    size_bytes = 0
+    for count, dependency in enumerate(dependencies):
+        size_bytes += len(json.dumps(dependency)) + 1
+        if size_bytes > CODALAB_DEPENDENCIES_BYTES:
+            return dependencies[:count]
+    return dependencies

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -49,9 +50,11 @@ class Listener:
         self.troubles: list[Trouble] = []
         self.refuses = 0
         self.state = "preparing"
+        self.dependencies: list[list[str]] = []
 
     def describe(self) -> tuple[dict[str, Any], dict[str, str]]:
-        return {"runs": [], "state": self.state}, {"k": self.state}
+        document = {"runs": [], "dependencies": self.dependencies, "state": self.state}
+        return document, {"k": self.state}
 
     def receive(self, document: Any) -> None:
         if self.refuses:
@@ -216,3 +219,21 @@ def test_a_codalab_server_is_told_the_end_of_a_short_run_with_its_beginning() ->
     talk.wire.until_sent(2)
     assert talk.wire.sent[1]["state"] == "finalizing"
     talk.close()
+
+
+@pytest.mark.parametrize("features", [(), ("batch",)])
+def test_a_codalab_server_is_told_of_as_many_dependencies_as_its_database_takes(
+    features: tuple[str, ...],
+) -> None:
+    talk = Conversation(*features)
+    talk.listener.dependencies = [[f"0x{number:032x}", "päth"] for number in range(5000)]
+    talk.do(talk.reporter.now)
+    talk.wire.until_sent(1)
+    told = talk.wire.sent[0]["dependencies"]
+    talk.close()
+    if features:
+        assert told == talk.listener.dependencies
+    else:
+        # As CodaLab's WorkerModel writes it down.
+        assert 50_000 < len(json.dumps(told, separators=(",", ":"))) <= 60_000
+        assert told == talk.listener.dependencies[: len(told)]
