@@ -74,6 +74,7 @@ class Images(Pulls):
             reference = parse_reference(pull.reference)
         except ValueError as error:
             raise ImageFailed(f"Cannot get image: {error}") from error
+        self._read_credentials()
         try:
             here = self._inspect(pull.reference)
             if here is not None and (reference.is_digest or self._is_current(pull, here)):
@@ -81,6 +82,7 @@ class Images(Pulls):
                 return _image(pull.reference, here)
             try:
                 self._check_size(pull, reference)
+                before = {image["Id"] for image in self._engine.images(all=True)}
                 self._pull(pull, reference)
             except (ImageFailed, DockerException, *Unanswered) as error:
                 if isinstance(error, ImageFailed) or here is None:
@@ -91,10 +93,10 @@ class Images(Pulls):
             found = self._inspect(pull.reference)
             if found is None:
                 raise ImageFailed(f"Cannot get image {pull.reference}: it was removed at once")
-            if here is None or here["Id"] != found["Id"]:
-                self._mark(found["Id"])
+            if found["Id"] in before:
+                self.note_use(found["Id"])  # under another name somebody else may have brought it
             else:
-                self.note_use(found["Id"])
+                self._mark(found["Id"])
         except APIError as error:
             is_missing = isinstance(error, NotFound)
             said = self._explain(pull.reference, explain(error), is_missing=is_missing)
@@ -102,6 +104,14 @@ class Images(Pulls):
         if self.max_cache_bytes is not None:
             self.prune(keep=found["Id"])
         return _image(pull.reference, found)
+
+    def _read_credentials(self) -> None:
+        """The client remembers what it read first; but whoever is logged in may change, and some
+        registries' passwords hold for hours."""
+        try:
+            self._engine.reload_config()
+        except (DockerException, ValueError, TypeError, AttributeError) as error:
+            log.warning("Docker's configuration makes no sense, and holds as it was: %s", error)
 
     def _explain(self, reference: str, said: str, *, is_missing: bool = False) -> str:
         if is_missing or re.search("manifest unknown|not found", said):

@@ -163,11 +163,15 @@ def test_the_least_recently_used_image_makes_room_but_none_in_use_or_of_others(
     names = [publish(stand, registry, f"tool:{n}", mark=bytes([n]) * 100) for n in range(4)]
     theirs, *images = names
     stand.engine.command("pull", theirs)
+    again = f"{registry.at}/theirs:again"
+    stand.engine.command("tag", theirs, again)
+    stand.engine.command("push", again)
+    stand.engine.command("rmi", again)
     stand.start("--cpus", "4", "--max-image-cache-size", "1m")
     using = stand.run(WAIT, image=images[0])
     stand.until(using, "running")
     eventually((stand.place(using) / "here").exists, "the command runs")
-    for image in (images[1], images[2], theirs):
+    for image in (images[1], images[2], theirs, again):
         run = stand.run("true", image=image)
         assert stand.end(run).state == "ready"
     eventually(lambda: not is_here(stand, images[1]), "the first unused one is removed")
@@ -195,9 +199,9 @@ def private() -> Iterator[Registry]:
         made.stop()
 
 
-def log_in(directory: Path, registry: Registry) -> None:
+def log_in(directory: Path, registry: Registry, password: str = PASSWORD) -> None:
     """What `docker login` writes into its configuration."""
-    pair = base64.b64encode(f"{registry.USER}:{PASSWORD}".encode()).decode()
+    pair = base64.b64encode(f"{registry.USER}:{password}".encode()).decode()
     directory.mkdir(exist_ok=True)
     (directory / "config.json").write_text(json.dumps({"auths": {registry.at: {"auth": pair}}}))
 
@@ -213,12 +217,15 @@ def test_a_private_registry_gives_its_images_to_who_is_logged_in_there(
     image = publish(stand, private, "secret/tool:1", mark=b"one")
     large = publish(stand, private, "secret/large:1", mark=os.urandom(9 << 20))
     helped = publish(stand, private, "secret/helped:1", mark=b"two")
+    worker = stand.worker()
+    configuration = Path(worker.env["DOCKER_CONFIG"])
+    log_in(configuration, private, "which-is-not-valid-any-more")
     stand.start("--max-image-size", "8m")
     refused = stand.end(stand.run("true", image=image)).metadata["failure_message"]
     assert refused.startswith(f"This worker may not pull image {image}: ")
     assert "\n" not in refused
-    worker = stand.worker()
-    configuration = Path(worker.env["DOCKER_CONFIG"])
+    (configuration / "config.json").write_text('{"auths": {"half": 1}}')
+    assert stand.end(stand.run("true")).state == "ready"  # it needs no registry
     log_in(configuration, private)  # while the worker is at work
     run = stand.run("echo $(< /mark)", image=image)
     bundle = stand.end(run)
