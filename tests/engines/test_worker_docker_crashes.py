@@ -94,11 +94,19 @@ def test_killed_while_it_runs_it_takes_the_container_up_again(
     leave(worker, docker_engine)
 
 
+@pytest.mark.parametrize(
+    ("command", "exitcode"),
+    [("exit 5", 5), pytest.param("rm stdout stderr", 0, id="which removes its output")],
+)
 def test_an_end_that_no_worker_saw_is_found(
-    script: ScriptedServer, worker: WorkerProcess, docker_engine: DockerEngine
+    script: ScriptedServer,
+    worker: WorkerProcess,
+    docker_engine: DockerEngine,
+    command: str,
+    exitcode: int,
 ) -> None:
     start(worker)
-    uuid = script.run(WAIT + "; exit 5", docker_image=IMAGE)
+    uuid = script.run(f"{WAIT}; {command}", docker_image=IMAGE)
     script.until_state(uuid, "running")
     place = next(worker.work_directory.glob(f"workers/*/runs/{uuid}*/files"))
     eventually((place / "here").exists, "the command runs")
@@ -107,7 +115,7 @@ def test_an_end_that_no_worker_saw_is_found(
     name = names(docker_engine)[0]
     docker_engine.command("wait", name)
     start(worker)
-    assert script.until_over(uuid)["exitcode"] == 5
+    assert script.until_over(uuid)["exitcode"] == exitcode
     leave(worker, docker_engine)
 
 

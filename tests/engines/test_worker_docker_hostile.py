@@ -64,6 +64,17 @@ def test_a_run_may_delete_all_that_it_has(containers: Containers, tmp_path: Path
     containers.leave()
 
 
+def test_a_run_that_removes_its_output_keeps_the_rest_whatever_it_ends_with(
+    containers: Containers,
+) -> None:
+    """Its image has a shell, though it ends as one without would."""
+    containers.start()
+    run = containers.run("rm stdout stderr; echo x > kept; exit 127")
+    assert containers.end(run).metadata["exitcode"] == 127
+    assert containers.read(run, "kept") == "x\n"
+    containers.leave()
+
+
 def test_directories_without_any_right_are_uploaded_and_removed(
     containers: Containers, tmp_path: Path
 ) -> None:

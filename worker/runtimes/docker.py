@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import resource
 import threading
 import time
@@ -91,6 +92,8 @@ class _Container:
     job: Job
     name: str
     image: Image | None = None
+    untouched: int | None = None
+    """The `_last_change` of its directory before it was started, if that is known."""
     is_released: bool = False
     is_launching: bool = False
     has_run: bool = False
@@ -193,10 +196,15 @@ class DockerRuntime:
         if job.gpus and self._engine.is_podman and self._engine.release < PODMAN_WITH_GPUS:
             wanted = ".".join(map(str, PODMAN_WITH_GPUS))
             raise CannotStart(f"podman gives GPUs to containers as of {wanted}, and this is older")
-        container = _Container(job, self._name(job.key), image)
+        untouched = _last_change(job.directory)
+        container = _Container(job, self._name(job.key), image, untouched)
         with self._lock:
             self._containers[job.key] = container
-        return {"container": container.name, "image": image.digest or image.reference}
+        return {
+            "container": container.name,
+            "image": image.digest or image.reference,
+            "untouched": untouched,
+        }
 
     def _name(self, key: str) -> str:
         return f"bundle_run_{key}_{self._mark}"
@@ -380,7 +388,9 @@ class DockerRuntime:
     # The end
 
     def attach(self, job: Job, process: Mapping[str, Any]) -> Attachment:
-        container = _Container(job, str(process["container"]), is_released=True)
+        container = _Container(
+            job, str(process["container"]), untouched=process.get("untouched"), is_released=True
+        )
         with self._lock:
             self._containers[job.key] = container
         self._launches.submit(partial(self._settle, container), self._noted("look"))
@@ -447,8 +457,8 @@ class DockerRuntime:
     def _judge(self, container: _Container, code: int) -> None:
         """Tell an end with an exit code that may be the command's, the engine's or the kernel's."""
         is_out_of_memory = False
-        if code in NO_SHELL and not (container.job.directory / "stdout").exists():
-            # Its first act is to open that. PID 1, which said why, is heard by nobody.
+        if code in NO_SHELL and not _has_begun(container):
+            # PID 1, which said why, is heard by nobody.
             image = container.image.reference if container.image else container.job.image
             failed = Failed(f"The image {image} has no {SHELL}, which is to run the command")
             self._tell(container, End(failed))
@@ -508,7 +518,7 @@ class DockerRuntime:
             self._runs(container)
         else:
             code = int(state.get("ExitCode", UNKNOWN_EXIT))
-            if code == 0 and not (container.job.directory / "stdout").exists():
+            if code == 0 and not _has_begun(container):
                 # An engine that comes up ends what it finds, and it may not have begun.
                 self._remove(container.name)
                 self._tell(container, End(Gone.HELD_BACK))
@@ -705,6 +715,23 @@ class DockerRuntime:
                 log.error("%s of a container", what, exc_info=outcome.error)
 
         return done
+
+
+def _has_begun(container: _Container) -> bool:
+    """Whether its shell has run: the first act of that is to make `stdout`, which the command may
+    have removed since."""
+    directory = container.job.directory
+    if os.path.lexists(directory / "stdout"):
+        return True
+    return container.untouched is not None and _last_change(directory) != container.untouched
+
+
+def _last_change(directory: Path) -> int | None:
+    """When something was last put into it or taken out (`st_mtime_ns`); None if it is not there."""
+    try:
+        return directory.stat().st_mtime_ns
+    except OSError:
+        return None
 
 
 def _ends_it(attributes: Mapping[str, Any]) -> bool:
