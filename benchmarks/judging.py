@@ -15,7 +15,7 @@ import psutil
 
 from backends.base import Job, JobState, LaunchKey
 from bundles import client
-from manager import keeping, metrics
+from manager import metrics, service
 from manager.capacity import Need, Offer, Room
 from manager.policy import PoolConfig
 from manager.queue import QueueConfig
@@ -129,7 +129,7 @@ def main() -> None:
         decide_set(demand, snapshots, configs, NOW)
         seconds.append(time.process_time() - begin)
     assert len(jobs) == WORKERS
-    assert all((client, keeping, metrics)), "what a manager that runs has imported"
+    assert all((client, metrics, service)), "what a manager that runs has imported"
     print(
         json.dumps(
             {
