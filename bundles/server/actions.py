@@ -13,8 +13,9 @@ from bundles.errors import Conflict, NotFound, NotPermitted, UsageError
 from bundles.model import FINAL_STATES, State
 from bundles.server import schema
 from bundles.server.accounts import Caller
-from bundles.server.books import Books, Entry, Past
+from bundles.server.books import Books
 from bundles.server.creation import check_field
+from bundles.server.entries import Entry, Past
 from bundles.server.lifecycle import KILL_MESSAGE
 from bundles.server.requests import Action, StateChange
 

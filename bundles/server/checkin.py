@@ -17,7 +17,8 @@ from pydantic import ValidationError
 from bundles.errors import Conflict, NotFound, NotPermitted, UsageError
 from bundles.model import FINAL_STATES, State
 from bundles.server.accounts import Caller
-from bundles.server.books import FORMER_SESSIONS, POLL_SECONDS, Books, Entry, Taken, Worker
+from bundles.server.books import FORMER_SESSIONS, POLL_SECONDS, Books
+from bundles.server.entries import Entry, Taken, Worker
 from bundles.server.lifecycle import KILL_MESSAGE, advances, judge_end
 from bundles.server.requests import Checkin, CheckinRun, Checkout, Drain, StartBundle, explain
 

@@ -14,7 +14,8 @@ from bundles.archive import check_path
 from bundles.errors import Conflict, UsageError
 from bundles.model import Dependency, Resources, State, new_uuid
 from bundles.server.accounts import Caller
-from bundles.server.books import GENERATED_METADATA, Books, Entry, Past
+from bundles.server.books import Books
+from bundles.server.entries import GENERATED_METADATA, Entry, Past
 from bundles.server.requests import BundleAttributes, parse
 
 RUN_TYPE = "run"

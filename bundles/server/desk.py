@@ -19,8 +19,9 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlch
 
 from bundles.errors import BundlesError, ServerFault
 from bundles.server.accounts import Accounts
-from bundles.server.books import Books, Clock, Effects
+from bundles.server.books import Books, Clock
 from bundles.server.database import Database, first_line
+from bundles.server.entries import Effects
 from bundles.server.records import read_books, write_batch
 
 log = logging.getLogger(__name__)

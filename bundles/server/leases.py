@@ -13,7 +13,8 @@ from sqlalchemy import bindparam, insert, update
 from bundles.errors import Conflict
 from bundles.server import schema
 from bundles.server.accounts import Caller
-from bundles.server.books import Books, Lease
+from bundles.server.books import Books
+from bundles.server.entries import Lease
 
 _TABLE = schema.lease.c
 _UPDATE = (

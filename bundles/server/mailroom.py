@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bundles.errors import Conflict
-from bundles.server.books import Letter
+from bundles.server.entries import Letter
 
 RESEND_SECONDS = 1.0
 """A letter that is not acknowledged is sent again this long after: not with every reply, since a

@@ -20,7 +20,8 @@ from sqlalchemy import (
 from bundles.model import FINAL_STATES, Dependency, Resources, State
 from bundles.server import schema
 from bundles.server.accounts import Accounts, Group, Token, User
-from bundles.server.books import Books, Clock, Entry, Lease, Past, Worker
+from bundles.server.books import Books, Clock
+from bundles.server.entries import Entry, Lease, Past, Worker
 
 T = TypeVar("T")
 Row = Mapping[str, Any]

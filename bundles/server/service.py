@@ -34,9 +34,10 @@ from bundles.server.accounts import (
     Token,
 )
 from bundles.server.bell import Bell
-from bundles.server.books import Books, Clock, Effects, Letter
+from bundles.server.books import Books, Clock
 from bundles.server.database import Database, first_line
 from bundles.server.desk import Desk
+from bundles.server.entries import Effects, Letter
 from bundles.server.feed import Feed
 from bundles.server.fetching import Fetching, guarded
 from bundles.server.mailroom import Mailroom

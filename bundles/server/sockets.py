@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bundles.errors import BundlesError, NotFound, NotPermitted, ServerFault, error_for_status
-from bundles.server.books import Letter
+from bundles.server.entries import Letter
 from bundles.server.mailroom import Mailroom
 
 ANSWER_SECONDS = 10.0

@@ -16,7 +16,8 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from bundles.errors import BundlesError, UsageError
 from bundles.server import checkin
 from bundles.server.accounts import Caller
-from bundles.server.books import POLL_SECONDS, Books, Worker
+from bundles.server.books import POLL_SECONDS, Books
+from bundles.server.entries import Worker
 from bundles.server.rendering import document
 from bundles.server.requests import Checkin, Checkout, Drain, StartBundle, parse
 from bundles.server.service import Service, empty, read_json, reply, route

@@ -19,17 +19,10 @@ from sqlalchemy.pool import StaticPool
 from bundles.model import State
 from bundles.server import schema
 from bundles.server.accounts import ROOT_ID, Caller, User
-from bundles.server.books import (
-    DEFERRED_SECONDS,
-    LOST_WITH,
-    SUSPICIOUS_LOSSES,
-    Books,
-    Clock,
-    Entry,
-    Taken,
-)
+from bundles.server.books import DEFERRED_SECONDS, SUSPICIOUS_LOSSES, Books, Clock
 from bundles.server.checkin import check_in, check_out, drain
 from bundles.server.creation import create, draft_bundles
+from bundles.server.entries import LOST_WITH, Entry, Taken
 from bundles.server.records import read_books, write_batch
 from bundles.server.requests import Checkin, Checkout, Drain
 

@@ -7,7 +7,7 @@ import pytest
 
 from bundles.errors import Conflict
 from bundles.server import mailroom as mailroom_module
-from bundles.server.books import Letter
+from bundles.server.entries import Letter
 from bundles.server.mailroom import Mailroom
 
 
