@@ -26,7 +26,7 @@ from manager.policy import count
 from manager.queue import QueueConfig
 
 if TYPE_CHECKING:
-    from bundles.client import Change
+    from bundles.replies import Change
 
 CHANGES_SHOWN = 20
 LINES_SHOWN = 10

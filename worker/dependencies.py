@@ -33,7 +33,7 @@ import orjson
 import psutil
 
 from bundles.archive import ChunkStream, unpack
-from bundles.client import Client, Download
+from bundles.client import Client
 from bundles.errors import (
     BundlesError,
     NotFound,
@@ -41,6 +41,7 @@ from bundles.errors import (
     ServerFault,
     Unreachable,
 )
+from bundles.replies import Download
 from bundles.sizes import format_size
 from worker.backoff import Backoff
 from worker.locks import SILENCE_SECONDS, GaveUp, Lock, Locks, is_free

@@ -11,8 +11,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
-from bundles.client import Client, Download, Mark
+from bundles.client import Client
 from bundles.errors import ServerFault, Unreachable
+from bundles.replies import Download, Mark
 from worker.backoff import Backoff
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from bundles.cli.options import Connection, common_options, output_option
 from bundles.sizes import format_size
 
 if TYPE_CHECKING:
-    from bundles.client import TargetInfo
+    from bundles.replies import TargetInfo
 
 
 @click.command()

@@ -17,7 +17,7 @@ from bundles.errors import UsageError
 if TYPE_CHECKING:
     from typing import BinaryIO
 
-    from bundles.client import Download
+    from bundles.replies import Download
 
 
 @click.command()

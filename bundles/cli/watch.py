@@ -14,8 +14,9 @@ from bundles.errors import BundlesError, ServerFault, Unreachable
 from bundles.model import FINAL_STATES
 
 if TYPE_CHECKING:
-    from bundles.client import Changes, Client
+    from bundles.client import Client
     from bundles.model import Bundle
+    from bundles.replies import Changes
 
 LONG_POLL_SECONDS = 25.0
 """How long one question may wait for its answer; then the states are read once more, in case."""

@@ -30,7 +30,7 @@ NOISE = f"head -c {NOISE_BYTES} /dev/urandom > noise; sha256sum noise"
 FETCHER = """
 import sys, threading
 from pathlib import Path
-from bundles.client import Client
+from bundles.client import (Client)
 from bundles.home import Credentials
 from worker.dependencies import Cache, Fetch
 from worker.loop import Loop

@@ -12,9 +12,10 @@ from cli_desk import uuid_of
 from bundles.cli import logs, watch
 from bundles.cli.wait import _until_ended
 from bundles.cli.watch import LONG_POLL_SECONDS, PATIENCE_SECONDS, Watch
-from bundles.client import Change, Changes, Client
+from bundles.client import Client
 from bundles.errors import NotFound, RangeNotSatisfiable, ServerFault, Unreachable
 from bundles.model import Bundle
+from bundles.replies import Change, Changes
 
 A, B = uuid_of("a"), uuid_of("b")
 

@@ -7,9 +7,9 @@ import pytest
 from pool_fakes import GIB, NOW
 
 from backends.base import EndCause, Job, JobState, LaunchKey
-from bundles.client import Change
 from bundles.errors import UsageError
 from bundles.model import Bundle
+from bundles.replies import Change
 from manager.commands.explain import moment_of
 from manager.explain import (
     PoolView,
