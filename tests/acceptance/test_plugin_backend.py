@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -82,6 +83,37 @@ def test_a_plugin_plans_launches_and_ends_like_any_other(
     (worker, *_) = [job["worker"] for job in jobs()]
     assert "started" in managers.command("logs", worker).stdout.lower()
     assert json.loads((place / worker / "mark").read_text())["pool"] == "background"
+
+
+def test_workers_of_a_plugin_that_end_soon_are_given_nothing_long_and_others_are_launched(
+    managers: Managers, site: Path, tmp_path: Path
+) -> None:
+    """The life of 40 s, of which a new worker has 30 s left at least, is only said: nobody ends
+    these workers."""
+    mortal = shutil.copytree(site, tmp_path / "mortal")
+    with (mortal / "worker_manager_background.py").open("a") as module:
+        module.write("\n\ndef lifetime_seconds(settings):\n    return 40.0\n")
+    managers.server.env["PYTHONPATH"] = str(mortal)
+    (held,) = managers.stage(command="sleep 1000")
+    place = managers.jobs_directory / "background"
+    managers.run("background", "--place", str(place), "--cpus", "2", "--worker-idle-seconds", "1")
+    with managers.server.client() as client:
+
+        def left_of_the_first() -> float:
+            lives = [w["seconds_left"] for w in client.workers() if held in w["run_uuids"]]
+            return lives[0] if lives else 40.0
+
+        eventually(lambda: client.bundle(held).state == "running", "it runs")
+        eventually(lambda: left_of_the_first() < 30.0, "its worker is no longer new")
+        (unsaid,) = managers.stage()
+        eventually(lambda: client.bundle(unsaid).state == "ready", "what says nothing is run there")
+        (long,) = managers.stage(request_time="30s")
+        eventually(lambda: client.bundle(long).state == "ready", "another worker is launched")
+        first, beside, other = (
+            client.bundle(uuid).metadata["remote_history"] for uuid in (held, unsaid, long)
+        )
+        assert first == beside
+        assert first != other
 
 
 def test_a_directory_that_is_none_is_said_and_nothing_is_launched(managers: Managers) -> None:
