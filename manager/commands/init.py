@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,15 +29,14 @@ ALSO_ASKED = {
 
 ASKED_OF_ALL = (*registry.REQUIRED, "max_workers")
 
+TERRAFORM = "examples/minimal && terraform init && terraform apply"
+
 AS_A_SERVICE = {
     "slurm": ("deploy/slurm/install --pools {file}", "docs/install/slurm.md"),
     "local-docker": ("docker compose -f deploy/compose.yaml up", "docs/install/docker.md"),
-    "aws-batch": ("terraform -chdir=terraform/aws/examples/minimal apply", "docs/install/aws.md"),
-    "azure-batch": (
-        "terraform -chdir=terraform/azure/examples/minimal apply",
-        "docs/install/azure.md",
-    ),
-    "gcp-batch": ("terraform -chdir=terraform/gcp/examples/minimal apply", "docs/install/gcp.md"),
+    "aws-batch": (f"cd terraform/aws/{TERRAFORM}", "docs/install/aws.md"),
+    "azure-batch": (f"cd terraform/azure/{TERRAFORM}", "docs/install/azure.md"),
+    "gcp-batch": (f"cd terraform/gcp/{TERRAFORM}", "docs/install/gcp.md"),
 }
 """How such a pool is kept for good, and where to read about it."""
 
@@ -63,6 +63,8 @@ def _command_of(entry: registry.Entry) -> click.Command:
 
     def run(file: str, force: bool, non_interactive: bool, **settings: Any) -> int:
         path = Path(file).absolute()
+        if path.exists() and not path.is_file():
+            raise click.UsageError(f"{file} is no file: give another --file")
         if path.exists() and not force:
             raise click.UsageError(f"{file} is there: --force writes another in its place")
         if not os.access(path.parent, os.W_OK | os.X_OK):
@@ -239,14 +241,15 @@ def _write(path: Path, text: str, mode: int, force: bool) -> None:
 
 
 def _what_comes_next(backend: str, file: str) -> str:
+    word = shlex.quote(file)
     steps = [
-        (f"worker-manager doctor {file}", "does anything stand in the way?"),
-        (f"worker-manager run {file} --plan", "what would it do now? changes nothing"),
-        (f"worker-manager run {file}", "keep the pool, until Ctrl-C"),
+        (f"worker-manager doctor {word}", "does anything stand in the way?"),
+        (f"worker-manager run {word} --plan", "what would it do now? changes nothing"),
+        (f"worker-manager run {word}", "keep the pool, until Ctrl-C"),
     ]
     if backend in AS_A_SERVICE:
         command, page = AS_A_SERVICE[backend]
-        steps.append((command.format(file=file), f"keep it for good: {page}"))
+        steps.append((command.format(file=word), f"keep it for good: {page}"))
     width = max(len(command) for command, _ in steps)
     lines = [f"  {command:{width}}  # {why}" for command, why in steps]
     return "\n".join((f"{file} is written. Next:", *lines))

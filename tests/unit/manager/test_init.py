@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import tomllib
 from pathlib import Path
 
@@ -191,3 +192,20 @@ def test_what_comes_next_names_the_file(capsys: pytest.CaptureFixture[str]) -> N
     said = capsys.readouterr().out
     assert "worker-manager run campus.toml --plan" in said
     assert "deploy/slurm/install --pools campus.toml" in said
+
+
+def test_what_comes_next_can_be_typed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--non-interactive", "--image", "w", "--file", "our queue.toml")
+    assert main(["init", "aws-batch", *words]) == 0
+    said = capsys.readouterr().out
+    assert "worker-manager doctor 'our queue.toml'" in said
+    assert "cd terraform/aws/examples/minimal && terraform init && terraform apply" in said
+
+
+def test_what_is_no_file_is_not_replaced_by_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert main(["init", "slurm", "--non-interactive", "--force", "--file", "pipe"]) == 2
+    assert "pipe is no file: give another --file" in capsys.readouterr().err
+    assert (tmp_path / "pipe").is_fifo()
