@@ -18,6 +18,7 @@ from bundles.errors import UsageError
 from bundles.exits import WorkerExit
 from bundles.model import Bundle, Resources, State, queue_tag
 from bundles.sizes import format_duration, format_size
+from manager.capacity import Room
 from manager.health import failure, meaning
 from manager.history import Entry
 from manager.journal import HEARTBEAT_SECONDS
@@ -345,6 +346,8 @@ def _obstacle(bundle: Bundle, view: PoolView) -> str:
                        f"{repr(view.queue.tag) if view.queue.tag else 'none'}")  # fmt: skip
     if not tag and view.queue.tag and view.queue.tag_exclusive:
         reasons.append(f"its workers run bundles for the tag {view.queue.tag!r} only")
+    if not reasons and view.last is not None and view.last.config is not None:
+        reasons = _more_than(asked, view.last.config.shape.room, "no new worker had more than")
     if not reasons and view.selected is False:
         words = " ".join(view.queue.search)
         reasons.append(
@@ -355,22 +358,32 @@ def _obstacle(bundle: Bundle, view: PoolView) -> str:
     return "; ".join(reasons)
 
 
-def _too_large(asked: Resources, queue: QueueConfig) -> list[str]:
+def _more_than(asked: Resources, room: Room, whose: str) -> list[str]:
     sizes = (
-        ("cpus", str(asked.cpus), str(queue.cpus), asked.cpus > queue.cpus),
-        ("gpus", str(asked.gpus), str(queue.gpus), asked.gpus > queue.gpus),
+        ("cpus", str(asked.cpus), str(room.cpus), asked.cpus > room.cpus),
+        ("gpus", str(asked.gpus), str(room.gpus), asked.gpus > room.gpus),
         (
             "memory",
             format_size(asked.memory_bytes),
-            format_size(queue.memory_bytes),
-            asked.memory_bytes > queue.memory_bytes,
+            format_size(room.memory_bytes),
+            asked.memory_bytes > room.memory_bytes,
+        ),
+        (
+            "disk",
+            format_size(asked.disk_bytes),
+            format_size(room.disk_bytes),
+            asked.disk_bytes > room.disk_bytes,
         ),
     )
-    reasons = [
-        f"it asks for {wanted} of {name}, and a worker has {offered}"
+    return [
+        f"it asks for {wanted} of {name}, and {whose} {offered}"
         for name, wanted, offered, is_more in sizes
         if is_more
     ]
+
+
+def _too_large(asked: Resources, queue: QueueConfig) -> list[str]:
+    reasons = _more_than(asked, queue.shape.room, "a worker has")
     life = queue.lifetime_seconds
     if life is not None and asked.time_seconds > life:
         wanted, offered = format_duration(asked.time_seconds), format_duration(life)

@@ -38,6 +38,7 @@ from manager.ledger import Launch, Ledger, Outcome
 from manager.money import FREE, Terms
 from manager.notices import Notices
 from manager.observe import START_SECONDS, Observation, Observer, has_a_run
+from manager.offered import Offered
 from manager.policy import Decision, PoolConfig, count, surplus
 from manager.quiet import QuietList
 from manager.snapshot import Snapshot
@@ -111,6 +112,7 @@ class PoolKeeper:
 
     def __post_init__(self) -> None:
         self.quiet = QuietList(self.backend)
+        self._offered = Offered()
         self._notices = Notices(self.pool, self.client, self.ledger, self.alarm, self.clock)
 
     # Looking
@@ -130,7 +132,9 @@ class PoolKeeper:
         living = {job.id for job in observation.jobs if job.state is not JobState.ENDED}
         self._ending = {i: when for i, when in self._ending.items() if i in living}
         self._kept &= living
-        health = judge(self.ledger.record(self.pool), now)
+        record = self.ledger.record(self.pool)
+        self._fit(observation, record.changed, now)
+        health = judge(record, now)
         self._say(health, now)
         snapshot = health.on(observation.snapshot)
         unregistered = self._never_came(observation, now)
@@ -156,6 +160,23 @@ class PoolKeeper:
             drain_overdue=tuple(i for i in snapshot.drain_overdue if i not in self._kept),
             unregistered=unregistered,
         )
+
+    def _fit(self, observation: Observation, changed: float, now: float) -> None:
+        """Expect of a new worker no more than new ones turned out to have, of those launched as
+        they are now, since ``changed``."""
+        unused = {
+            str(one.key)
+            for one in observation.running
+            if one.first_bundle is None and one.requested >= changed
+        }
+        new = [
+            worker
+            for worker in observation.workers
+            if str(worker["worker_id"]) in unused and not has_a_run(worker)
+        ]
+        self._offered.see(new, now)
+        queue = replace(self.observer.queue, offered=self._offered.room)
+        self.observer.queue, self.config = queue, replace(self.config, shape=queue.shape)
 
     def _say(self, health: Health, now: float) -> None:
         """What is new about the pool's health, in the log."""

@@ -51,7 +51,8 @@ class Observation:
 
     ``running``: the launches that the ledger held for running. ``known``: of our workers those
     that the server knows, None when it was not asked or does not say, and ``is_blind`` in the
-    latter case; ``busy``: those of them that have a bundle.
+    latter case; ``busy``: those of them that have a bundle. ``workers``: what the server says of
+    those that it knows.
     """
 
     snapshot: Snapshot
@@ -63,6 +64,7 @@ class Observation:
     known: frozenset[str] | None = None
     is_blind: bool = False
     busy: frozenset[str] = frozenset()
+    workers: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass
@@ -79,6 +81,7 @@ class Observer:
     _settling: frozenset[str] = frozenset()
     _busy: frozenset[str] | None = None
     _known: frozenset[str] | None = None
+    _workers: tuple[Mapping[str, Any], ...] = ()
     _is_blind: bool = False
     _room_since: float | None = None
 
@@ -154,6 +157,7 @@ class Observer:
             known=self._known,
             is_blind=self._is_blind,
             busy=self._busy or frozenset(),
+            workers=self._workers,
         )
 
     # The jobs
@@ -175,6 +179,7 @@ class Observer:
         self._checked_in &= ids
         self._arrived = self._settling = frozenset()
         self._busy = self._known = None
+        self._workers = ()
         active = [job for job in living if job.state is JobState.ACTIVE]
         is_one_awaited = any(
             not self._has_come(job) and (job.key in launched or self._is_young(job, now))
@@ -192,6 +197,7 @@ class Observer:
             return free
         self._is_blind = False
         ours = [worker for worker in workers if str(worker.get("worker_id")) in ids]
+        self._workers = tuple(ours)
         self._known = frozenset(str(worker["worker_id"]) for worker in ours)
         self._arrived = self._known - self._checked_in
         young = {job.worker_id for job in living if self._is_young(job, now)}

@@ -23,8 +23,8 @@ class QueueConfig:
     ``tag``: the workers' tag; ``tag_exclusive``: they run bundles queued for it only.
     ``prefilter``: leave out bundles that ask for more than one worker offers, or for another tag.
     ``lifetime_seconds``: how much of its life a new worker has left when it is given its first
-    bundle, at most; None: it lives as long as it likes. ``offered``: the most that workers of it
-    were seen to have, None: none was seen.
+    bundle, at most; None: it lives as long as it likes. ``offered``: the most that new
+    workers were seen to have, None: none was seen.
     """
 
     cpus: int

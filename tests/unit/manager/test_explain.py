@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from backends.base import EndCause, Job, JobState, LaunchKey
 from bundles.errors import UsageError
 from bundles.model import Bundle
 from bundles.replies import Change
+from manager.capacity import UNBOUNDED, Room
 from manager.commands.explain import moment_of
 from manager.explain import (
     PoolView,
@@ -20,7 +22,7 @@ from manager.explain import (
 )
 from manager.history import Entry
 from manager.ledger import Launch, Outcome
-from manager.policy import Decision, Reason
+from manager.policy import Decision, PoolConfig, Reason
 from manager.queue import QueueConfig
 
 KEY = LaunchKey("p", 1, "0123abcd")
@@ -193,6 +195,13 @@ def test_a_pool_that_cannot_hold_a_bundle_says_why(
     assert "the pool p cannot hold it" in said(found)
     assert sentence in said(found)
     assert found.facts["pools"][0]["can_hold"] is False
+
+
+def test_a_bundle_that_asks_for_more_than_new_workers_had_is_told_so() -> None:
+    shape = replace(SMALL, offered=Room(0, 2, 4 * GIB, 50 * GIB, UNBOUNDED)).shape
+    last = replace(entry(NOW), config=PoolConfig(shape))
+    found = said(explain_bundle(bundle(request_disk="100g"), [], {}, [replace(view(), last=last)]))
+    assert "cannot hold it: it asks for 100g of disk, and no new worker had more than 50g" in found
 
 
 def test_a_bundle_that_a_search_leaves_out_is_told_so() -> None:
