@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.5
 """How often what the command has written is shown."""
+LAST_SECONDS = 10.0
+"""How long the end of the command is waited for after a second signal, or a fault of ours."""
 CHUNK_BYTES = 64 * 1024
 CLAIM = 0
 """None that a server ever gave out."""
@@ -87,12 +89,14 @@ class Rehearsal:
         return bool(self._runs.held)
 
     def terminate(self) -> None:
-        """A signal: the run is killed. The second one does not wait for that."""
-        if self._is_asked or self._held is None:
-            self._loop.stop()
-        else:
-            self._is_asked = True
-            self._runs.apply(self._held, KillRequested())
+        """A signal: the run is killed. After the second one that is not waited for much longer."""
+        assert self._held is not None
+        if self._is_asked:
+            self._loop.call_later(LAST_SECONDS, self._loop.stop)
+            return
+        self._is_asked = True
+        self._exit = WorkerExit.TERMINATED
+        self._runs.apply(self._held, KillRequested())
 
     # What a worker would report (worker.runs.Messenger)
 
@@ -174,17 +178,25 @@ class Rehearsal:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 return
             file.seek(self._shown[name])
-            for chunk in iter(partial(file.read, CHUNK_BYTES), b""):
-                stream.write(chunk)
+            try:
+                for chunk in iter(partial(file.read, CHUNK_BYTES), b""):
+                    stream.write(chunk)
+                stream.flush()
+            except BrokenPipeError:
+                # Who reads has left, such as `head`: that ends the command, as in any pipe.
+                os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), stream.fileno())
+                if not self._is_asked:
+                    self.terminate()
             self._shown[name] = file.tell()
-        stream.flush()
 
     def _ended(self) -> None:
         self._loop.stop()
 
     def _stumbled(self, error: Exception) -> None:
         log.error("something unforeseen happened", exc_info=error)
-        self._loop.stop()
+        assert self._held is not None
+        self._runs.stumbled(self._held, error)
+        self._loop.call_later(LAST_SECONDS, self._loop.stop)
 
 
 _SHOWN = (Stage.PREPARING, Stage.RUNNING, Stage.CLEANING_UP)

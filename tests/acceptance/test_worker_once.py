@@ -114,6 +114,39 @@ def test_a_signal_ends_the_command_and_leaves_nothing(server: Server, tmp_path: 
     assert left(tmp_path) == []
 
 
+def test_a_second_signal_leaves_nothing_either(server: Server, tmp_path: Path) -> None:
+    gate = Gate(tmp_path / "gate")
+    uuid = server.output("run", f"trap '' TERM INT; echo up > {gate.path}; sleep 1000").strip()
+    process = start(server, tmp_path, "--once", uuid)
+    try:
+        assert gate.path.read_text() == "up\n"
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
+            process.send_signal(number)
+        process.communicate(timeout=COMMAND_SECONDS)
+    finally:
+        process.kill()
+    assert process.returncode == WorkerExit.TERMINATED
+    assert left(tmp_path) == []
+
+
+def test_the_command_ends_when_nobody_reads_what_it_writes(server: Server, tmp_path: Path) -> None:
+    uuid = server.output("run", "while true; do echo line; sleep 0.1; done").strip()
+    process = start(server, tmp_path, "--once", uuid)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    try:
+        assert process.stdout.readline() == "line\n"
+        process.stdout.close()
+        stderr = process.stderr.read()
+        process.wait(timeout=COMMAND_SECONDS)
+    finally:
+        process.kill()
+        process.stderr.close()
+    assert process.returncode == WorkerExit.TERMINATED
+    assert "Traceback" not in stderr
+    assert left(tmp_path) == []
+
+
 def test_what_a_killed_one_left_is_removed_by_the_next(server: Server, tmp_path: Path) -> None:
     gate = Gate(tmp_path / "gate")
     uuid = server.output("run", f"echo up > {gate.path}; echo $$; sleep 1000").strip()
