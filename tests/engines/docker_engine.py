@@ -25,6 +25,9 @@ STOP_SECONDS = 60.0
 IMAGE = "localhost/base:1"
 """No registry listens on localhost: a pull fails at once, and the local image is taken."""
 
+ADDRESSES = "10.213.0.0/16"
+"""What it gives networks of."""
+
 TOOLS = (
     *("bash", "cat", "chmod", "env", "head", "ln", "ls", "mkdir", "mkfifo", "perl", "rm", "sleep"),
     *("true", "truncate", "wc"),
@@ -130,7 +133,7 @@ class DockerEngine:
             *("--exec-root", str(self.directory / "exec")),
             *("--pidfile", str(self.directory / "pid")),
             *("--bridge", "none", "--iptables=false", "--ip-forward=false"),
-            *("--default-address-pool", "base=10.213.0.0/16,size=24"),
+            *("--default-address-pool", f"base={ADDRESSES},size=24"),
             *("--shutdown-timeout", "5"),
         ]
 

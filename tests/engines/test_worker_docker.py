@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 from containers import Containers, eventually, touch
-from docker_engine import IMAGE, DockerEngine
+from docker_engine import ADDRESSES, IMAGE, DockerEngine
 from forwarder import before_engine
 
 from bundles.exits import WorkerExit
@@ -399,6 +399,30 @@ def test_two_workers_share_an_engine_and_remove_nothing_of_each_other(
     assert containers.end(third).state == "ready"
     go(containers, second)
     assert containers.end(second).state == "ready"
+    containers.leave()
+
+
+def test_runs_wait_for_an_engine_that_has_no_network_left(containers: Containers) -> None:
+    """It keeps some thirty at a time by default, one for each worker."""
+    engine = containers.engine
+    engine.command("network", "create", "--subnet", ADDRESSES, "all-of-them")
+    containers.start("--cpus", "3", "--checkin-frequency-seconds", "0.2")
+    runs = [containers.run("echo x") for _ in range(2)]
+    for run in runs:
+        eventually(
+            lambda run=run: str(
+                containers.client.bundle(run).metadata.get("run_status")
+            ).startswith("Waiting for a network: "),
+            "its status says so",
+        )
+    without = containers.run("echo y", request_network=False)
+    assert containers.end(without).state == "ready"
+    killed, run = runs
+    containers.client.act([{"type": "kill", "uuid": killed}])
+    assert containers.end(killed).state == "killed"
+    engine.command("network", "rm", "all-of-them")
+    bundle = containers.end(run)
+    assert bundle.state == "ready", bundle.metadata["failure_message"]
     containers.leave()
 
 

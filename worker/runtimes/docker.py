@@ -44,7 +44,7 @@ from worker.runtimes.base import (
     mount_name,
 )
 from worker.runtimes.engine import SILENCE_SECONDS, Engine, Unanswered, explain, explain_start
-from worker.runtimes.network import Network
+from worker.runtimes.network import Network, NoNetwork
 
 log = logging.getLogger(__name__)
 
@@ -147,10 +147,14 @@ class DockerRuntime:
         )
         self._found: dict[str, Image] = {}
         self._asked: dict[str, tuple[str, Callable[[Image | ImageFailed], None]]] = {}
+        self._unconnected: dict[str, Prepared] = {}
+        """Whom to tell, by key, when there is a network."""
+        self._network_status = ""
         self._lost_images: Counter[str] = Counter()
         self._containers: dict[str, _Container] = {}
         self._lock = threading.Lock()
         self._closed = threading.Event()
+        self._networks = Pool(loop, "networks", 1)
         self._launches = Pool(loop, "launches", 4)
         self._stops = Pool(loop, "stops", 4)
         self._samples = Pool(loop, "usage", 1)
@@ -175,17 +179,54 @@ class DockerRuntime:
                 done(CannotStart(str(result)))
             else:
                 self._found[job.key] = result
-                done(None)
+                self._connect(job, done)
 
         self._asked[job.key] = (reference, found)
         self._images.request(reference, found)
 
+    def _connect(self, job: Job, done: Prepared) -> None:
+        """Have a network before the start: an engine that has none left is no run's fault."""
+        if not job.network or self._network.is_made:
+            done(None)
+            return
+        is_first = not self._unconnected
+        self._unconnected[job.key] = done
+        if is_first:
+            self._networks.submit(self._make_network, self._connected)
+
+    def _make_network(self) -> None:
+        """In a thread: try until there is one, or nobody waits for it any more."""
+        for _ in self._tries():
+            if not self._unconnected:
+                return
+            try:
+                self._network.name()
+                return
+            except NoNetwork as error:
+                status = f"Waiting for a network: {error}"
+            except (DockerException, *Unanswered) as error:
+                log.debug("no network: %s", error)
+                status = "Waiting for the container engine"
+            if status != self._network_status:
+                log.warning("runs are held up: %s", status)
+            self._network_status = status
+
+    def _connected(self, outcome: Outcome[None]) -> None:
+        self._network_status = ""
+        waiting, self._unconnected = self._unconnected, {}
+        error = outcome.error
+        for done in waiting.values():
+            done(CannotStart(f"It has no network: {error}") if error is not None else None)
+
     def withdraw(self, key: str) -> None:
+        self._unconnected.pop(key, None)
         asked = self._asked.pop(key, None)
         if asked is not None:
             self._images.withdraw(*asked)
 
     def status(self, key: str) -> str:
+        if key in self._unconnected:
+            return self._network_status
         asked = self._asked.get(key)
         return self._images.status(asked[0]) if asked is not None else ""
 
@@ -230,6 +271,8 @@ class DockerRuntime:
     def _try_launch(self, container: _Container) -> Failed | Gone | None:
         try:
             self._create(container)
+        except NoNetwork:
+            return Gone.HELD_BACK  # it is lost, and waited for anew
         except NotFound as error:
             return self._without_image(container, error)
         except APIError as error:
@@ -239,7 +282,7 @@ class DockerRuntime:
         if goes:
             try:
                 self._start(container)
-            except NotFound:
+            except (NotFound, NoNetwork):
                 goes = False  # somebody removed it at once; it shall be made anew
             except APIError as error:
                 return self._refused(container, error)

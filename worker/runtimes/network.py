@@ -12,9 +12,13 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 
-from docker.errors import NotFound
+from docker.errors import APIError, NotFound
 
-from worker.runtimes.engine import Engine
+from worker.runtimes.engine import Engine, explain
+
+
+class NoNetwork(Exception):
+    """The engine does not make a network; the message says why."""
 
 
 class Network:
@@ -27,16 +31,27 @@ class Network:
         self._is_made = False
         self._lock = threading.Lock()
 
+    @property
+    def is_made(self) -> bool:
+        return self._is_made
+
     def name(self) -> str:
-        """Its name; it is made if need be. Raises APIError."""
+        """Its name; it is made if need be. Raises NoNetwork, such as when the engine has no
+        addresses left, and what a call of an engine that is away raises."""
         with self._lock:
             if not self._is_made:
-                if self._name not in {network["Name"] for network in self._list()}:
-                    self._engine.create_network(
-                        self._name, driver="bridge", labels=self._labels, check_duplicate=True
-                    )
+                try:
+                    self._make()
+                except APIError as error:
+                    raise NoNetwork(explain(error)) from error
                 self._is_made = True
         return self._name
+
+    def _make(self) -> None:
+        if self._name not in {network["Name"] for network in self._list()}:
+            self._engine.create_network(
+                self._name, driver="bridge", labels=self._labels, check_duplicate=True
+            )
 
     def _list(self) -> list[dict[str, str]]:
         labels = [f"{name}={value}" for name, value in self._labels.items()]
