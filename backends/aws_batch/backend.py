@@ -38,6 +38,7 @@ from backends.base import (
     LaunchRequest,
     LaunchResult,
     Preview,
+    Throttled,
     Unreachable,
     rows,
 )
@@ -91,8 +92,12 @@ class AwsBatch:
 
     @property
     def capabilities(self) -> Capabilities:
-        """Asks AWS once what the queue's machines are. Raises BackendError."""
-        queue = self._look_at_queue()
+        """Asks AWS once what the queue's machines are. While it gives no answer the options alone
+        tell: nothing is launched before a list, and that asks the same. Raises BackendError."""
+        try:
+            queue = self._look_at_queue()
+        except (Throttled, Unreachable):
+            queue = checks.supposed_queue(self._settings)
         return Capabilities(
             launches_per_call=LONGEST_ARRAY,
             idempotency=Idempotency.LOOKUP,

@@ -14,7 +14,7 @@ from backends.aws_batch.connection import Connection
 from backends.aws_batch.errors import code_of
 from backends.aws_batch.job_queue import Platform, Queue, read_queue
 from backends.aws_batch.options import AwsSettings
-from backends.base import BackendError, Finding, Invalid, Unauthorized
+from backends.base import BackendError, Finding, Invalid, Unauthorized, Unreachable
 
 _ECR_PATTERN = re.compile(
     r"(?P<registry>\d{12})\.dkr\.ecr\.(?P<region>[a-z0-9-]+)\.amazonaws\.com(?:\.cn)?/"
@@ -102,6 +102,9 @@ def check(connection: Connection, settings: AwsSettings) -> list[Finding]:
         elif not isinstance(error, Invalid):
             subject = "--region"
             remedy = "look at the network, at --endpoint and at the name of the region"
+            if isinstance(error, Unreachable) and not connection.knows_region("batch"):
+                error = Invalid(f"--region {region} is none that boto3 knows AWS Batch in: {error}")
+                remedy = "give another one, or update boto3 if the region is new"
         return [_found_out(error, subject, remedy)]
     findings.insert(0, Finding("--region", f"AWS Batch answers in {region}"))
     findings += refusals(settings, queue, has_secrets=True)

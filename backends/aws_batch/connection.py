@@ -106,6 +106,17 @@ class Connection:
         except Exception as error:
             raise backend_error(error, "reading the configuration of AWS") from error
 
+    def knows_region(self, service: str) -> bool:
+        """Whether the SDK knows that AWS has this service in the region, or an address was given
+        for it. Raises BackendError like `region_of`."""
+        region = self.region_of(service)
+        if f"//{service}.{region}." not in self._client(service).meta.endpoint_url:
+            return True
+        return any(
+            region in self._session.get_available_regions(service, partition_name=partition)
+            for partition in self._session.get_available_partitions()
+        )
+
     def _ask_with_fresh_credentials(
         self, service: str, operation: str, doing: str, ask: Mapping[str, Any]
     ) -> dict[str, Any]:

@@ -16,9 +16,11 @@ from backends.aws_batch.mark import SET_TAG, definition_name, ending_reason
 from backends.aws_batch.options import AwsSettings
 from backends.base import (
     KEY,
+    BackendError,
     Context,
     EndCause,
     Finding,
+    Idempotency,
     Invalid,
     Job,
     JobResources,
@@ -217,6 +219,20 @@ def test_workers_on_fargate_run_bundles_as_processes(aws: FakeAws, tmp_path: Pat
 
 def test_a_spot_queue_is_preemptible(aws: FakeAws, tmp_path: Path) -> None:
     assert Manager(aws, tmp_path, job_queue="spots").backend.capabilities.preemptible
+
+
+def test_who_starts_while_aws_is_away_waits_for_it(aws: FakeAws, tmp_path: Path) -> None:
+    """A set of pools asks each for its capabilities once, and must not fall with one of them."""
+    manager = Manager(aws, tmp_path, job_queue="boxes")
+    aws.close()
+    assert manager.backend.capabilities.launches_per_call == 10_000
+    with pytest.raises(Unreachable):
+        manager.backend.list_jobs()
+    aws.open()
+    with aws.trouble(Fault.THROTTLED):
+        assert manager.backend.capabilities.idempotency is Idempotency.LOOKUP
+    assert manager.backend.list_jobs() == []
+    assert manager.backend.capabilities.worker_runtime == "process"
 
 
 def test_what_only_a_submission_needs_is_said_there(aws: FakeAws, tmp_path: Path) -> None:
@@ -769,15 +785,20 @@ def test_what_may_not_be_looked_at_is_no_fault(aws: FakeAws, manager: Manager) -
     assert "AccessDenied" in findings["--execution-role"].sentence
 
 
-def test_a_region_without_aws_is_unreachable(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("region", "kind"), [("eu-nowhere-1", Invalid), ("eu-west-1", Unreachable)]
+)
+def test_of_a_region_that_gives_no_answer_it_is_said_whether_there_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, region: str, kind: type[BackendError]
 ) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
-    settings = AwsSettings(image="x", region="nowhere-1")
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")
+    settings = AwsSettings(image="x", region=region)
     patience = Patience(connect_seconds=1.0, attempts=1)
     (finding,) = AwsBatch(Context(tmp_path, OWNER, POOL), settings, patience=patience).check()
-    assert isinstance(finding.error, Unreachable)
+    assert type(finding.error) is kind
+    assert finding.subject == "--region"
     assert "\n" not in finding.sentence
 
 
