@@ -7,7 +7,7 @@ an sbatch whose reply was lost is looked for, and never called again for the sam
 from __future__ import annotations
 
 import errno
-import getpass
+import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -74,7 +74,10 @@ class Slurm:
         self._options = options
         self._clock = clock
         self._cluster = Cluster(
-            commands or Commands(context.environment), getpass.getuser(), clock=clock
+            commands or Commands(context.environment),
+            # Not by LOGNAME, which may be another's: their queue would be read as ours.
+            os.geteuid(),
+            clock=clock,
         )
         root = options.work_directory
         self._launches = Launches(
@@ -209,7 +212,7 @@ class Slurm:
         """The array of a submission whose reply was lost. Raises Unreachable when none is found:
         the controller may still come to it."""
         with suppress(BackendError):
-            for element, mark in self._our_queue():
+            for element, mark in self._our_queue([]):
                 if mark == launch.mark:
                     return element.array
         raise Unreachable(f"{lost}; {launch.mark.first} may or may not have been taken")
@@ -242,9 +245,11 @@ class Slurm:
         jobs: list[Job] = []
         seen: set[LaunchKey] = set()
         without_code: list[tuple[Element, LaunchKey]] = []
-        for element, mark in self._our_queue():
+        for element, mark in self._our_queue(launches):
             key = mark.key(element.index)
             seen.add(key)
+            if not has_ended(element.state):
+                self._ended.pop(key, None)  # somebody had it requeued
             if key in self._ended and self._ended[key].id == element.id:
                 jobs.append(self._ended[key])
                 continue
@@ -261,13 +266,19 @@ class Slurm:
         self._listed = jobs
         return jobs
 
-    def _our_queue(self) -> list[tuple[Element, Mark]]:
-        """The elements that carry our mark and pool, but for those that never were jobs."""
+    def _our_queue(self, launches: Sequence[Launch]) -> list[tuple[Element, Mark]]:
+        """The elements that carry our mark and pool, or are of arrays that sbatch named to us, but
+        for those that never were jobs."""
         if not self._context.owner:
             return []
+        submitted = {
+            launch.array: (launch.job_name, launch.mark)
+            for launch in launches
+            if launch.array is not None
+        }
         return [
             (element, mark)
-            for element, mark in self._cluster.queue()
+            for element, mark in self._cluster.queue(submitted)
             if (mark.owner, mark.pool) == (self._context.owner, self._context.pool)
             and not was_refused(element)
         ]
@@ -368,8 +379,8 @@ class Slurm:
     def terminate(self, job_ids: Sequence[str]) -> dict[str, BackendError | None]:
         results: dict[str, BackendError | None] = {}
         try:
-            queue = {element.id: (element, mark) for element, mark in self._our_queue()}
             launches = self._read()
+            queue = {element.id: (element, mark) for element, mark in self._our_queue(launches)}
         except BackendError as error:
             return dict.fromkeys(job_ids, error)
         by_first = {launch.mark.first: launch for launch in launches}

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from time import localtime, strftime
 
 from backends.base import BackendError, Finding, Invalid, OutOfCapacity, Unauthorized
 from backends.slurm.cluster import Cluster, Configuration
@@ -17,6 +19,7 @@ TEST_SECONDS = 30.0
 
 _SETTING = re.compile(r"(\w+)=(\S*)")
 _OPTION = re.compile(r"--[a-z-]+")
+_EPOCH = re.compile(r"(?<=to start at )\d{1,11}\b")
 
 
 def findings(
@@ -32,10 +35,13 @@ def findings(
         remedy = "ask again later, or set SLURM_CONF to the cluster's slurm.conf"
         return [*found, Finding("the cluster", str(error), error, remedy)]
     found.append(_cluster(configuration))
-    if options.partition is not None:
-        found += _partition(cluster, options.partition, options.time)
+    partition = options.partition or cluster.commands.partition
+    if partition is not None:
+        found += _partition(cluster, partition, options.time)
     if not any(finding.error for finding in found[1:]):
         found.append(_whole(cluster, submission))
+        if partition is None:
+            found += _default_partition(cluster, options.time)
     return found
 
 
@@ -80,7 +86,7 @@ def _partition(cluster: Cluster, name: str, time: str) -> list[Finding]:
         doing = f"looking at the partition {partition}"
         try:
             text = cluster.commands.ask(
-                doing, "scontrol", "--oneliner", "show", "partition", partition
+                doing, "scontrol", "--all", "--oneliner", "show", "partition", partition
             )
         except BackendError as error:
             found.append(Finding("--partition", str(error), error, "`sinfo` shows those there are"))
@@ -98,6 +104,24 @@ def _partition(cluster: Cluster, name: str, time: str) -> list[Finding]:
         else:
             found.append(Finding("--partition", f"{partition} is {state}, up to {longest} a job"))
     return found
+
+
+def _default_partition(cluster: Cluster, time: str) -> list[Finding]:
+    """Only what jobs would wait for there: whether they go there is the cluster's choice."""
+    doing = "looking at the default partition"
+    with suppress(BackendError):  # a test of the whole job tells as much
+        text = cluster.commands.ask(doing, "scontrol", "--oneliner", "show", "partition")
+        for line in text.splitlines():
+            settings = dict(_SETTING.findall(line))
+            name, longest = settings.get("PartitionName"), settings.get("MaxTime", "UNLIMITED")
+            if settings.get("Default") == "YES" and _is_longer(time, longest):
+                away = OutOfCapacity(
+                    f"--time {time} is more than {name}, the default partition, allows, {longest}: "
+                    "jobs there wait for ever"
+                )
+                remedy = f"give at most {longest}, or another --partition"
+                return [Finding("--time", str(away), away, remedy)]
+    return []
 
 
 def _is_longer(time: str, longest: str) -> bool:
@@ -123,5 +147,11 @@ def _whole(cluster: Cluster, submission: Sequence[str]) -> Finding:
         return Finding(
             option[0] if option else "the job", told, error, hint or "see `sinfo` and `sacctmgr`"
         )
-    sentence = answer.said.strip().removeprefix("sbatch: ")
-    return Finding("the job", f"Slurm would take it: {sentence}")
+    # After whatever the cluster tells everybody who submits.
+    sentence = answer.said.strip().rpartition("\n")[2].removeprefix("sbatch: ")
+    return Finding("the job", f"Slurm would take it: {_EPOCH.sub(_as_time, sentence)}")
+
+
+def _as_time(match: re.Match[str]) -> str:
+    """As a person reads it: all commands are asked for seconds since the epoch."""
+    return strftime("%Y-%m-%d %H:%M:%S", localtime(int(match[0])))

@@ -30,6 +30,9 @@ HISTORY_PAUSE_SECONDS = 60.0
 """An accounting database that did not answer is left alone so long."""
 
 _SETTING = re.compile(r"^(\w+)\s*=\s*(.*?)\s*$", re.MULTILINE)
+_MOST_TASKS = re.compile(r"\bmax_array_tasks=(\d+)")
+# Without --all, jobs in partitions that the cluster hides are not shown, also not to their owner.
+_SQUEUE = ("squeue", "--noheader", "--all", "--array", "--states=all")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,20 +55,22 @@ class Configuration:
         """Of what `scontrol show config` prints."""
         settings = dict(_SETTING.findall(text))
         size = settings.get("MaxArraySize", "")
+        longest = int(size) if size.isdigit() and int(size) > 0 else DEFAULT_ARRAY_SIZE
+        tasks = _MOST_TASKS.search(settings.get("SchedulerParameters", ""))
         return cls(
             name=settings.get("ClusterName", ""),
             version=settings.get("SLURM_VERSION", ""),
-            array_size=int(size) if size.isdigit() and int(size) > 0 else DEFAULT_ARRAY_SIZE,
+            array_size=max(1, min(longest, int(tasks[1]))) if tasks else longest,
             has_history=settings.get("AccountingStorageType", "").endswith("/slurmdbd"),
             signals_all=not settings.get("ProctrackType", "proctrack/cgroup").endswith("/cgroup"),
         )
 
 
 class Cluster:
-    """One cluster, asked as one user. Methods raise BackendError."""
+    """One cluster, asked as one user, by number. Methods raise BackendError."""
 
     def __init__(
-        self, commands: Commands, user: str, *, clock: Callable[[], float] = time.time
+        self, commands: Commands, user: int, *, clock: Callable[[], float] = time.time
     ) -> None:
         self.commands = commands
         self._user = user
@@ -85,16 +90,15 @@ class Cluster:
             self._configuration = Configuration.parse(text)
         return self._configuration
 
-    def queue(self) -> list[tuple[Element, Mark]]:
-        """Every marked element of the user's arrays that the controller knows, ended ones, too."""
+    def queue(self, submitted: Mapping[int, tuple[str, Mark]]) -> list[tuple[Element, Mark]]:
+        """Every marked element of the user's arrays that the controller knows, ended ones, too;
+        see parse_queue."""
         doing = "listing Slurm's jobs"
         text = self.commands.ask(
-            doing,
-            *("squeue", "--noheader", "--array", "--states=all", f"--user={self._user}"),
-            f"--format={QUEUE_FORMAT}",
+            doing, *_SQUEUE, f"--user={self._user}", f"--format={QUEUE_FORMAT}"
         )
         try:
-            return parse_queue(text)
+            return parse_queue(text, submitted)
         except ValueError as error:
             raise Unreachable(f"{doing}: {error}") from error
 
@@ -105,7 +109,8 @@ class Cluster:
         for part in _parts(ids):
             text = self.commands.ask(
                 "reading exit codes",
-                *("squeue", "--noheader", "--array", "--states=all", f"--jobs={','.join(part)}"),
+                *_SQUEUE,
+                f"--jobs={','.join(part)}",
                 f"--Format=JobArrayID:60{SEPARATOR},exit_code:20",
             )
             for line in text.splitlines():
@@ -122,9 +127,10 @@ class Cluster:
             # Of several ids the unknown are passed over; of one they are an error.
             arrays = sorted({job_id.partition("_")[0] for job_id in part})
             doing = "looking for jobs"
-            words = ("squeue", "--noheader", "--array", "--states=all", "--format=%i")
             try:
-                text = self.commands.ask(doing, *words, f"--jobs={','.join(arrays)}")
+                text = self.commands.ask(
+                    doing, *_SQUEUE, "--format=%i", f"--jobs={','.join(arrays)}"
+                )
             except BackendError as error:
                 if "Invalid job id" in str(error):
                     continue

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import tenacity
 
 from backends.base import BackendError, Invalid, Throttled, Unauthorized, Unreachable
-from backends.slurm.errors import slurm_error, was_never_asked
+from backends.slurm.errors import last_sentences, slurm_error, was_never_asked
 
 T = TypeVar("T")
 
@@ -70,6 +70,11 @@ class Commands:
         } | {"LC_ALL": "C", "SLURM_TIME_FORMAT": "%s"}
         self._read_seconds = read_seconds
         self._submit_seconds = submit_seconds
+
+    @property
+    def partition(self) -> str | None:
+        """Where jobs queue that are not told."""
+        return self._environment.get("SBATCH_PARTITION")
 
     def find(self, program: str) -> str:
         """Where a command is. Raises Invalid when there is none."""
@@ -152,8 +157,12 @@ class Commands:
             raise _start_error(doing, words[0], error) from error
         try:
             output, said = process.communicate(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            raise Unreachable(f"{doing}: {words[0]} did not end within {seconds:g} s") from None
+        except subprocess.TimeoutExpired as expired:
+            sentence = f"{doing}: {words[0]} did not end within {seconds:g} s"
+            told = last_sentences((expired.stderr or b"").decode(errors="replace"))
+            if told:  # such as that the cluster is full, and that it goes on trying
+                sentence += f"; it says {told!r}"
+            raise Unreachable(sentence) from None
         finally:
             _end(process)
         return Answer(process.returncode, output, said)

@@ -7,6 +7,7 @@ codes do not.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from backends.base import (
     BackendError,
@@ -23,6 +24,9 @@ _PREFIX = re.compile(
     r"(?: error)?:\s*(?:(?:error|fatal):\s*)?"
 )
 _SUBMISSION = "Batch job submission failed: "
+_REFUSAL = re.compile(rf"(?:{_SUBMISSION}|^allocation failure: )(.*)")
+MOST_SENTENCES = 4
+"""Of those that a cluster's own rules may add to a refusal."""
 
 NEVER_ASKED = ("connect failure", "Unable to establish config")
 """With these the controller has not heard what was asked."""
@@ -50,7 +54,8 @@ _TABLE: tuple[tuple[str, type[BackendError], str], ...] = (
     ("Requested node configuration is not available", Invalid,
      "no node of the partition has so much: see --cpus, --memory-mb, --gpus and --nodelist"),
     ("Node count specification invalid", Invalid, "see --nodelist"),
-    ("Invalid job array specification", Invalid, ""),
+    ("Invalid job array specification", Invalid,
+     "the cluster has no job arrays, or shorter ones: see MaxArraySize in `scontrol show config`"),
     ("Invalid job id", Invalid, ""),
     ("not found", Invalid, "see --partition and `sinfo`"),
     ("not permitted to use this partition", Unauthorized, "see --partition"),
@@ -85,16 +90,46 @@ _TABLE: tuple[tuple[str, type[BackendError], str], ...] = (
 def slurm_error(doing: str, said: str) -> BackendError:
     """The error that a failed command's stderr stands for; ``doing`` begins its sentence.
 
-    The controller's refusal of a submission that is not in the table is Invalid, since no job
-    came of it; anything else that is not is Unreachable.
+    Of a refused submission the controller's own sentence decides, and those before it, which may
+    be of the cluster's own rules, are told with it. One that is not in the table is Invalid, since
+    no job came of it; anything else that is not is Unreachable.
     """
-    sentences = [_PREFIX.sub("", line.strip()) for line in said.splitlines() if line.strip()]
-    for fragment, kind, hint in _TABLE:
-        for sentence in sentences:
-            if fragment.lower() in sentence.lower():
-                return kind(_whole(doing, sentence, hint))
-    kind = Invalid if any(_SUBMISSION in sentence for sentence in sentences) else Unreachable
-    return kind(_whole(doing, sentences[-1] if sentences else "it said nothing", ""))
+    found = _sentences(said)
+    refusals = [m[1] for line in said.splitlines() if (m := _REFUSAL.search(line))]
+    if not refusals:
+        told = found[-1] if found else "it said nothing"
+        row = _row(found)
+        if row is None:
+            return Unreachable(_whole(doing, told, ""))
+        told, kind, hint = row
+    else:
+        decisive = _row(refusals)
+        kind = decisive[1] if decisive else Invalid
+        _, _, hint = _row(found, kind) or ("", kind, "")
+        told = last_sentences(said)
+    return kind(_whole(doing, told, hint))
+
+
+def _row(
+    found: Sequence[str], kind: type[BackendError] | None = None
+) -> tuple[str, type[BackendError], str] | None:
+    """The first row of the table, of that kind, that is among sentences, and the sentence."""
+    for fragment, means, hint in _TABLE:
+        for sentence in found:
+            if kind in (None, means) and fragment.lower() in sentence.lower():
+                return sentence, means, hint
+    return None
+
+
+def last_sentences(said: str) -> str:
+    """The end of a command's stderr, in one line."""
+    return " / ".join(_sentences(said)[-MOST_SENTENCES:])
+
+
+def _sentences(said: str) -> list[str]:
+    """Without who says them."""
+    stripped = (_PREFIX.sub("", line.strip()) for line in said.splitlines() if line.strip())
+    return [sentence.removeprefix(_SUBMISSION) for sentence in stripped]
 
 
 def was_never_asked(said: str) -> bool:
@@ -103,5 +138,5 @@ def was_never_asked(said: str) -> bool:
 
 
 def _whole(doing: str, sentence: str, hint: str) -> str:
-    told = f"{doing}: Slurm says {sentence.removeprefix(_SUBMISSION)!r}"
+    told = f"{doing}: Slurm says {sentence!r}"
     return f"{told}; {hint}" if hint else told

@@ -11,7 +11,7 @@ from backends.base import EndCause, Job, JobState, LaunchKey
 SEPARATOR = "\x1f"
 """Between fields: names, comments and reasons may hold anything else."""
 
-QUEUE_FORMAT = SEPARATOR.join(("%i", "%T", "%r", "%V", "%S", "%e", "%N", "%k"))
+QUEUE_FORMAT = SEPARATOR.join(("%i", "%T", "%r", "%V", "%S", "%e", "%N", "%j", "%k"))
 HISTORY_FIELDS = ("JobID", "JobName", "State", "ExitCode", "Submit", "Start", "End", "NodeList")
 
 _ID_PATTERN = re.compile(r"(\d+)_(\d+)")
@@ -114,8 +114,12 @@ def parse_id(text: str) -> tuple[int, int] | None:
     return (int(match[1]), int(match[2])) if match else None
 
 
-def parse_queue(text: str) -> list[tuple[Element, Mark]]:
-    """The marked elements in what squeue printed with QUEUE_FORMAT. Raises ValueError when torn."""
+def parse_queue(text: str, submitted: Mapping[int, tuple[str, Mark]]) -> list[tuple[Element, Mark]]:
+    """The marked elements in what squeue printed with QUEUE_FORMAT. Raises ValueError when torn.
+
+    ``submitted``: job name and mark of arrays that sbatch named to us: they are ours also where
+    the cluster's own rules put another comment in the place of ours.
+    """
     if text and not text.endswith("\n"):
         raise ValueError(f"squeue stopped in the midst of {text.splitlines()[-1]!r}")
     found = []
@@ -123,13 +127,18 @@ def parse_queue(text: str) -> list[tuple[Element, Mark]]:
         fields = line.split(SEPARATOR)
         if len(fields) != QUEUE_FORMAT.count(SEPARATOR) + 1:
             continue  # of somebody else's name or comment, which may have several lines
-        name, state, reason, submitted, started, ended, node, comment = fields
-        mark = Mark.parse(comment)
+        name, state, reason, queued, started, ended, node, job_name, comment = fields
         place = parse_id(name)
-        if mark is None or place is None:
+        if place is None:
+            continue
+        mark = Mark.parse(comment)
+        if mark is None and place[0] in submitted:
+            known_name, known = submitted[place[0]]
+            mark = known if job_name == known_name and place[1] < known.number else None
+        if mark is None:
             continue
         element = Element(
-            *place, state, reason, _time(submitted) or 0.0, _time(started), _time(ended), node
+            *place, state, reason, _time(queued) or 0.0, _time(started), _time(ended), node
         )
         found.append((element, mark))
     return found

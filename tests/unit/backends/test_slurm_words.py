@@ -54,7 +54,8 @@ def line(*fields: str) -> str:
 
 
 def queued(state: str = "RUNNING", comment: str = str(MARK), name: str = "12_1") -> str:
-    return line(name, state, "None", "1700000000", "1700000010", "1700009999", "n1", comment)
+    times = ("1700000000", "1700000010", "1700009999")
+    return line(name, state, "None", *times, "n1", "ours", comment)
 
 
 # squeue and sacct
@@ -75,7 +76,7 @@ def test_a_mark_says_whose_an_array_is_and_which_keys_it_has() -> None:
 )  # fmt: skip
 def test_a_comment_that_is_not_a_mark_to_the_letter_is_nobody_s(comment: str) -> None:
     assert Mark.parse(comment) is None
-    assert parse_queue(queued(comment=comment)) == []
+    assert parse_queue(queued(comment=comment), {}) == []
 
 
 def test_the_queue_is_read_with_whatever_others_call_their_jobs() -> None:
@@ -86,7 +87,7 @@ def test_the_queue_is_read_with_whatever_others_call_their_jobs() -> None:
         + queued(name="14_[1-5]")
         + queued("PENDING", name="12_2").replace("1700000010", "N/A")
     )
-    running, pending = parse_queue(text)
+    running, pending = parse_queue(text, {})
     assert running == (
         Element(12, 1, "RUNNING", "None", 1.7e9, 1.7e9 + 10, 1.7e9 + 9999, "n1"),
         MARK,
@@ -98,7 +99,17 @@ def test_the_queue_is_read_with_whatever_others_call_their_jobs() -> None:
 @pytest.mark.parametrize("cut", [1, 20, len(str(MARK))])
 def test_a_queue_that_was_not_read_to_its_end_is_not_believed(cut: int) -> None:
     with pytest.raises(ValueError, match="stopped in the midst"):
-        parse_queue((queued() + queued(name="12_2"))[:-cut])
+        parse_queue((queued() + queued(name="12_2"))[:-cut], {})
+
+
+def test_an_array_whose_comment_the_cluster_has_replaced_is_still_ours() -> None:
+    text = "".join(queued(comment="site", name=name) for name in ("11_1", "12_0", "12_2", "12_3"))
+    found = parse_queue(text, {12: ("ours", MARK)})
+    assert [(element.id, mark) for element, mark in found] == [("12_0", MARK), ("12_2", MARK)]
+    assert parse_queue(text, {12: ("another", MARK)}) == []
+    another = str(MARK).replace(OWNER, OWNER[::-1])
+    ((_, mark),) = parse_queue(queued(comment=another), {12: ("ours", MARK)})
+    assert mark.owner == OWNER[::-1]
 
 
 def test_history_is_of_our_jobs_alone() -> None:
