@@ -107,7 +107,7 @@ def _identity(context: click.Context, parameter: click.Parameter, text: str | No
     callback=_identity,
     metavar="ID",
     help="Name of this worker; started again with the same one and the same directory it carries "
-    "on with its runs.  [default: HOST(PID), or of such a one that left runs in the directory]",
+    "on with its runs.  [default: HOST(PID), or of such a one that was killed in the directory]",
 )
 @click.option("--tag", callback=_tag, help="Take bundles of this queue too.")
 @click.option("--tag-exclusive", is_flag=True, help="With --tag: take bundles of that queue only.")
@@ -390,7 +390,8 @@ def _serve(options: dict[str, Any]) -> int:
 
 def _names(options: dict[str, Any]) -> Iterator[str]:
     """Who this worker may be; the first that nobody is. Whoever gives no id cannot give the same
-    one again: what such a worker of this host left is carried on with."""
+    one again: what such a worker of this host left is carried on with, runs before what nobody
+    else would ever remove (files, and what its engine has of it)."""
     if options["worker_id"] is not None:
         yield options["worker_id"]
     elif options["once"] is not None:
@@ -398,11 +399,18 @@ def _names(options: dict[str, Any]) -> Iterator[str]:
     else:
         host = socket.gethostname()
         mine = f"workers/{glob.escape(quote(host))}(*)"
-        for place in sorted(options["work_dir"].glob(mine)):
+        places = sorted(options["work_dir"].glob(mine))
+        for place in sorted(places, key=_has_runs, reverse=True):
             with suppress(OSError):  # it may be another user's, or go away just now
-                if any((place / "runs").iterdir()) and not _is_held(place / "lock"):
+                if not _is_held(place / "lock"):
                     yield unquote(place.name)
         yield f"{host}({os.getpid()})"
+
+
+def _has_runs(place: Path) -> bool:
+    with suppress(OSError):
+        return any((place / "runs").iterdir())
+    return False
 
 
 def _has_neighbours(settings: Settings) -> bool:
@@ -536,8 +544,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except Exception:
         log.exception("the worker failed")
         code = WorkerExit.FAILED
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, OSError):  # it was closed at our start, or its reader left
+            stream.flush()
     # Threads may still wait for a server; nobody waits for them.
     os._exit(code)
 

@@ -80,7 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             standalone_mode=False,
             obj=settings,
         )
-        sys.stdout.flush()
+        if sys.stdout is not None:  # it may have been closed at our start
+            sys.stdout.flush()
     except (KeyboardInterrupt, click.Abort):
         code = EXIT_INTERRUPTED
     except BrokenPipeError:
@@ -125,6 +126,7 @@ def _complain(error: Exception, *, verbose: bool) -> int:
 def _let_go_of_stdout() -> None:
     # Python flushes stdout once more when it exits, and complains if its reader has left.
     try:
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except (OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
