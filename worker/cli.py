@@ -426,7 +426,8 @@ def _is_held(lock: Path) -> bool:
     """Whether a worker lives that has this lock. Raises OSError when that cannot be known."""
     with lock.open() as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # NFS gives an exclusive one to those alone who may write.
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
     return False
