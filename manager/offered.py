@@ -11,6 +11,8 @@ from typing import Any
 
 from manager.capacity import UNBOUNDED, Room
 
+ENOUGH_WORKERS = 3
+"""One machine in disrepair says nothing of the others."""
 FIRST_SECONDS = 600.0
 """What was seen is believed for so long, twice as long each time, up to …"""
 LONGEST_SECONDS = 86400.0
@@ -18,32 +20,34 @@ LONGEST_SECONDS = 86400.0
 
 
 class Offered:
-    """The most of each resource that a new worker of the pool was seen to have."""
+    """The most of each resource that new workers of the pool were seen to have."""
 
     def __init__(self) -> None:
-        self._room: Room | None = None
+        self._most: Room | None = None
+        self._workers: set[str] = set()
         self._since = 0.0
         self._believed_seconds = FIRST_SECONDS
 
     def see(self, workers: Iterable[Mapping[str, Any]], now: float) -> None:
         """``workers``: new ones, as the server describes them; ``now``: since the epoch."""
         # A clock that was set back must not keep it for as long as it was set back by.
-        if self._room is not None and not 0 <= now - self._since < self._believed_seconds:
-            self._room = None
+        if self.room is not None and not 0 <= now - self._since < self._believed_seconds:
+            self._most = None
+            self._workers.clear()
             self._believed_seconds = min(2 * self._believed_seconds, LONGEST_SECONDS)
         for worker in workers:
             room = _whole(worker)
             if room is None:
                 continue
-            if self._room is None:
-                self._room, self._since = room, now
-            else:
-                self._room = Room(*map(max, self._room, room))
+            self._most = room if self._most is None else Room(*map(max, self._most, room))
+            if self.room is None:
+                self._workers.add(str(worker["worker_id"]))
+                self._since = now
 
     @property
     def room(self) -> Room | None:
-        """None: no worker was seen, or too long ago."""
-        return self._room
+        """None: too few workers were seen, or too long ago."""
+        return self._most if len(self._workers) >= ENOUGH_WORKERS else None
 
 
 def _whole(worker: Mapping[str, Any]) -> Room | None:

@@ -13,7 +13,7 @@ from pool_stand import Stand
 
 from backends.base import EndCause, JobState
 from manager.capacity import UNBOUNDED, Room
-from manager.offered import FIRST_SECONDS, LONGEST_SECONDS, Offered
+from manager.offered import ENOUGH_WORKERS, FIRST_SECONDS, LONGEST_SECONDS, Offered
 
 OFFER = {
     "cpus": 1,
@@ -24,6 +24,8 @@ OFFER = {
     "memory_bytes_in_use": 0,
     "free_disk_bytes": 50 * GIB,
 }
+
+THREE = [{**OFFER, "worker_id": f"w{number}"} for number in range(ENOUGH_WORKERS)]
 
 
 @pytest.fixture
@@ -65,32 +67,40 @@ def leave(stand: Stand) -> None:
         ({"request_memory": "2g"}, {"memory_bytes": 2 * GIB - 1}),
     ],
 )
-def test_for_a_bundle_that_no_new_worker_had_room_for_one_is_launched_and_no_more(
+def test_for_a_bundle_that_no_new_worker_had_room_for_a_few_are_launched_and_no_more(
     stand: Stand, asked: Mapping[str, str], facts: Mapping[str, Any]
 ) -> None:
-    manager = stand.start(high=5)
+    manager = stand.start(high=9)
     stand.server.stage(**asked)
-    assert manager.tick().launch == 1
-    come(stand, **facts)
-    assert launched(stand, manager, seconds=20.0) == 0
+    for _ in range(20):
+        manager.tick()
+        come(stand, **facts)
+        stand.now += 20.0
+    assert len(stand.backend.launched) == ENOUGH_WORKERS
     unfit = manager.tick().reason("unfit")
     assert unfit.held
     assert unfit.sentence == "1 staged bundle would not fit a worker of this pool"
     stand.server.stage(request_memory="1g")
-    stand.server.offers[stand.server.workers[0]]["cpus_in_use"] = 1
+    for worker in stand.server.workers:
+        stand.server.offers[worker]["cpus_in_use"] = 1
     assert manager.tick().launch == 1, "others go on"
 
 
+def test_one_machine_in_disrepair_says_nothing_of_the_others(stand: Stand) -> None:
+    manager = stand.start(high=9)
+    stand.server.stage(request_memory="2g")
+    manager.tick()
+    come(stand, memory_bytes=GIB)
+    assert launched(stand, manager, 2) == 1, "there may be others with room for it"
+
+
 def test_a_machine_with_more_may_come_so_it_is_tried_again_after_a_while(stand: Stand) -> None:
-    manager = stand.start(high=5)
+    manager = stand.start(high=9)
     stand.server.stage(request_disk="100g")
-    manager.tick()
-    come(stand)
-    manager.tick()
+    assert launched(stand, manager, seconds=20.0) == ENOUGH_WORKERS
     leave(stand)
-    stand.now += FIRST_SECONDS - 1
     assert manager.tick().launch == 0
-    stand.now += 1
+    stand.now += FIRST_SECONDS
     manager.tick()
     assert manager.tick().launch == 1
     come(stand, free_disk_bytes=200 * GIB)
@@ -105,8 +115,8 @@ def test_what_was_seen_is_believed_for_longer_each_time_and_for_a_day_at_most() 
     for seconds in (FIRST_SECONDS, 2 * FIRST_SECONDS, *[LONGEST_SECONDS] * 3):
         if seconds == LONGEST_SECONDS:
             for _ in range(10):
-                offered.see([OFFER], now := now + LONGEST_SECONDS)
-        offered.see([OFFER], now)
+                offered.see(THREE, now := now + LONGEST_SECONDS)
+        offered.see(THREE, now)
         offered.see([], now + seconds - 1)
         assert offered.room is not None
         offered.see([], now := now + seconds)
@@ -127,25 +137,26 @@ def test_what_a_worker_has_left_beside_what_it_did_says_nothing_of_a_new_one(
 
 
 def test_a_pool_with_other_options_is_not_judged_by_its_old_workers(stand: Stand) -> None:
-    manager = stand.start(high=5)
+    manager = stand.start(high=9)
     stand.server.stage(request_disk="100g")
-    manager.tick()
-    come(stand)
-    assert launched(stand, manager, 3) == 0
+    assert launched(stand, manager, 5) == ENOUGH_WORKERS
     stand.now += 1
     stand.settings = {"partition": "with-large-disks"}
-    manager = stand.start(high=5)
+    manager = stand.start(high=9)
     assert manager.tick().launch == 1
 
 
 def test_it_is_the_most_of_each_that_was_seen() -> None:
     offered = Offered()
     assert offered.room is None
-    offered.see([{"worker_id": "of a server that says nothing"}, {**OFFER, "cpus": None}], NOW)
+    silent = [{"worker_id": f"of a server that says nothing {n}"} for n in range(9)]
+    offered.see([*silent, *({**worker, "cpus": None} for worker in THREE)], NOW)
     assert offered.room is None
-    offered.see([OFFER, {**OFFER, "cpus": 4, "free_disk_bytes": GIB}], NOW)
+    offered.see([THREE[0]] * 9, NOW)
+    assert offered.room is None, "it is one"
+    offered.see([THREE[1], {**THREE[2], "cpus": 4, "free_disk_bytes": GIB}], NOW)
     assert offered.room == Room(0, 4, 2 * GIB, 50 * GIB, UNBOUNDED)
-    offered.see([{**OFFER, "gpus": 1}], NOW + FIRST_SECONDS - 1)
+    offered.see([{**OFFER, "worker_id": "w9", "gpus": 1}], NOW + FIRST_SECONDS - 1)
     assert offered.room == Room(1, 4, 2 * GIB, 50 * GIB, UNBOUNDED)
     offered.see([], NOW + FIRST_SECONDS)
     assert offered.room is None
