@@ -19,6 +19,8 @@ _WAITING = {
 }
 _PREEMPTED = ("Host EC2", "Your Spot Task was interrupted", "SpotInterruption")
 _OUT_OF_CAPACITY = ("CAPACITY:",)
+_MISCONFIGURED = ("MISCONFIGURATION:",)
+"""A queue may cancel what waits for either (`jobStateTimeLimitActions`)."""
 _TIME_LIMIT = "Job attempt duration exceeded timeout"
 _OUT_OF_MEMORY = "OutOfMemoryError"
 _SIGNALLED = 128
@@ -63,6 +65,8 @@ def end_cause(detail: Mapping[str, Any], exit_code: int | None, ending_reason: s
         return EndCause.PREEMPTED
     if reason.startswith(_OUT_OF_CAPACITY):
         return EndCause.OUT_OF_CAPACITY
+    if reason.startswith(_MISCONFIGURED):
+        return EndCause.FAILED
     if detail.get("isTerminated") or detail.get("isCancelled") or reason.startswith(_TIME_LIMIT):
         return EndCause.KILLED_BY_OTHERS
     if exit_code is None:

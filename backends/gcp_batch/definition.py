@@ -99,9 +99,10 @@ def script(first: LaunchRequest, *, has_credentials: bool) -> str:
 
 
 def credentials(request: LaunchRequest) -> str:
-    """What the secret holds: text for `sh`."""
-    return "".join(
-        f"export {name}={shlex.quote(value)}\n" for name, value in sorted(request.secrets.items())
+    """What the secret holds: text for `sh`, in one line, as not every way into a container's
+    environment takes more (`docker run --env-file`)."""
+    return "; ".join(
+        f"export {name}={shlex.quote(value)}" for name, value in sorted(request.secrets.items())
     )
 
 

@@ -31,9 +31,11 @@ _CODES: dict[int, type[BackendError]] = {
     401: Unauthorized,
     403: Unauthorized,
     408: Unreachable,
+    409: Unreachable,
     429: Throttled,
     499: Unreachable,
 }
+"""409 is ABORTED, two at a time: an id that is taken is no error, and does not get here."""
 _WORDS: tuple[tuple[str, type[BackendError]], ...] = (
     (r"RESOURCE_POOL_EXHAUSTED|does not have enough resources", OutOfCapacity),
     (r"per minute|rate limit", Throttled),

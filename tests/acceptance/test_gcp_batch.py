@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -155,9 +157,26 @@ def test_credentials_are_put_once_and_old_ones_destroyed(stand: Stand) -> None:
         only_jobs(backend.launch([keyed]))
     assert stand.cloud.secrets[SECRET] == [
         None,
-        b"export WORKER_MANAGER_TOKEN=two\n",
-        b"export WORKER_MANAGER_TOKEN=three\n",
+        b"export WORKER_MANAGER_TOKEN=two",
+        b"export WORKER_MANAGER_TOKEN=three",
     ]
+
+
+def test_several_credentials_are_one_line(stand: Stand) -> None:
+    secrets = {"CODALAB_USERNAME": "jane", "CODALAB_PASSWORD": "it's hush"}
+    only_jobs(stand.backend().launch(requests_for(1, secrets=secrets)))
+    (kept,) = stand.cloud.secrets[SECRET]
+    assert kept is not None
+    said = subprocess.run(
+        ["sh", "-c", 'eval "$C" && unset C && echo "$CODALAB_USERNAME $CODALAB_PASSWORD"'],
+        env={"C": kept.decode(), "PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    ).stdout
+    assert said == "jane it's hush\n"
+    assert b"\n" not in kept
 
 
 def test_without_a_secret_no_worker_is_launched_that_could_not_log_in(stand: Stand) -> None:
@@ -191,6 +210,22 @@ def test_a_refusal_is_told_by_its_code(
     assert type(result) is error
     if refusal.code != "UNAUTHENTICATED":  # over REST the library says it in its own words
         assert refusal.message in str(result)
+
+
+def test_an_end_that_met_another_change_is_asked_for_again(stand: Stand) -> None:
+    """What is Invalid the manager gives up."""
+
+    def refuse(method: str, request: Any) -> None:
+        if method == "CancelJob" and stand.calls("CancelJob") <= 1:
+            raise Refusal("ABORTED", "The job is being changed.")
+
+    backend = stand.backend()
+    (job,) = only_jobs(backend.launch(requests_for(1)))
+    with stand.wire.faulty(before=refuse):
+        assert backend.terminate([job.id]) == {job.id: None}
+    assert stand.calls("CancelJob") == 2
+    (ended,) = backend.list_jobs()
+    assert ended.cause is EndCause.KILLED_BY_US
 
 
 def test_a_dry_run_shows_the_job_and_asks_nothing(stand: Stand) -> None:

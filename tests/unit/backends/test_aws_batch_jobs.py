@@ -85,7 +85,12 @@ def test_times_are_seconds_and_none_where_there_are_none() -> None:
             {},
             EndCause.FAILED,
         ),
-        ("MISCONFIGURATION:JOB_RESOURCE_REQUIREMENT", {}, {}, EndCause.FAILED),
+        (
+            "MISCONFIGURATION:JOB_RESOURCE_REQUIREMENT - more than any machine has",
+            {},
+            {"isCancelled": True},
+            EndCause.FAILED,
+        ),
         (None, {}, {}, EndCause.UNKNOWN),
     ],
 )
