@@ -161,6 +161,12 @@ def _fault(bundle: Mapping[str, Any]) -> str | None:
             check_path(path)
         except UsageError as error:
             return f"The dependency key cannot be used: {error}"
+        try:
+            # It becomes a part of an address: `..` would lead to what the worker may read and the
+            # bundle's owner may not. A CodaLab server takes any.
+            check_path(dependency.get("parent_path") or "")
+        except UsageError as error:
+            return f"The dependency {dependency['parent_uuid']} cannot be used: {error}"
         if not UUID_PATTERN.fullmatch(dependency["parent_uuid"]):
             return f"The dependency {dependency['parent_uuid']!r} is no uuid"
         normal = posixpath.normpath(path or ".")

@@ -205,6 +205,14 @@ def test_dependencies_that_cannot_be_are_a_fault_of_the_bundle(
         assert fault in message.fault
 
 
+@pytest.mark.parametrize("path", [f"../../../{OTHER}/contents/blob/", "a/../../..", "/etc", "a\0"])
+def test_a_dependency_leads_to_nothing_but_its_bundle(path: str) -> None:
+    dependency = {"child_path": "x", "parent_uuid": OTHER, "parent_path": path}
+    message = read_message(run_message(dependencies=[dependency]))
+    assert isinstance(message, RunMessage)
+    assert "leaves the bundle" in (message.fault or "")
+
+
 def test_waits_double_up_to_a_bound_and_begin_again() -> None:
     backoff = Backoff(1.0, 5.0, chance=lambda low, high: 1.0)
     assert [backoff.next_seconds() for _ in range(5)] == [1.0, 2.0, 4.0, 5.0, 5.0]
