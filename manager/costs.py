@@ -8,11 +8,11 @@ and memory. What no bundle used is idle.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from manager.capacity import Room
-from manager.money import Account, Budget, Period, windows
+from manager.money import NO_BUDGET, Account, Budget, Period, PoolSet, windows
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +79,20 @@ def share(asked: Room, worker: Room) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """What pools have cost since ``since``; ``budget``: of all together, as far as it is known."""
+    """What pools have cost since ``since``; ``sets``: of these pools, those that have a budget
+    together."""
 
     since: float
     now: float
     pools: Sequence[PoolCosts]
-    budget: Budget = field(default_factory=Budget)
+    sets: Sequence[PoolSet] = ()
+
+    @property
+    def budget(self) -> Budget:
+        """Of all of the pools together."""
+        everyone = {pool.pool for pool in self.pools}
+        whole = [one.budget for one in self.sets if everyone == {*one.pools}]
+        return whole[0] if whole else NO_BUDGET
 
     def by_owner(self) -> dict[str, float]:
         """What was spent for each owner, over the pools of which that is known."""
@@ -101,8 +109,13 @@ class Costs:
             "spent": round(sum(pool.spent for pool in self.pools), 6),
             "owners": {owner: round(spent, 6) for owner, spent in self.by_owner().items()},
             "windows": _windows([pool.account for pool in self.pools], self.budget, self.now),
+            "sets": [self._set_document(one) for one in self.sets],
             "pools": [self._pool_document(pool) for pool in self.pools],
         }
+
+    def _set_document(self, one: PoolSet) -> dict[str, Any]:
+        accounts = [pool.account for pool in self.pools if pool.pool in one.pools]
+        return {"pools": list(one.pools), "windows": _windows(accounts, one.budget, self.now)}
 
     def _pool_document(self, pool: PoolCosts) -> dict[str, Any]:
         idle = pool.idle_seconds

@@ -36,6 +36,7 @@ LIMITS = frozenset(
         "budget_per_hour",
         "budget_per_day",
         "budget_per_month",
+        "together",
         "patience_seconds",
         "registration_seconds",
         "sleep_time",

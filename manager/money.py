@@ -128,6 +128,36 @@ FREE = Terms()
 
 
 @dataclass(frozen=True, slots=True)
+class PoolSet:
+    """The pools of a file, and what they may cost together."""
+
+    pools: tuple[str, ...]
+    budget: Budget
+
+    def to_settings(self) -> dict[str, Any]:
+        """Among the options of each of the pools, for the ledger; nothing without a budget."""
+        if not self.budget:
+            return {}
+        return {"together": {"pools": list(self.pools), "budget": self.budget.to_document()}}
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> PoolSet | None:
+        said = settings.get("together")
+        if said is None:
+            return None
+        budget = said["budget"]
+        return cls(tuple(said["pools"]), Budget(*(budget[period] for period in Period)))
+
+
+def sets_of(settings: Mapping[str, Mapping[str, Any]]) -> list[PoolSet]:
+    """The sets with a budget, from the settings of pools by name. A set counts as long as each of
+    its pools says so: one that was taken out of its file still says what it was part of."""
+    said = {name: PoolSet.from_settings(own) for name, own in settings.items()}
+    found = {one: None for one in said.values() if one is not None}
+    return [one for one in found if all(said.get(name) == one for name in one.pools)]
+
+
+@dataclass(frozen=True, slots=True)
 class Account:
     """What the workers of one pool have cost by now, and how many there are.
 
@@ -251,10 +281,10 @@ class Purse:
         """The budgets of a window that the pool has to keep: how much, whose, of which pools."""
         own = self.accounts[pool].terms.budget.of(place.period)
         if own is not None:
-            yield own, f" of {pool}", (pool,)
+            yield own, pool, (pool,)
         whole = self.budget.of(place.period)
         if whole is not None:
-            yield whole, "", self.accounts.keys()
+            yield whole, "all pools", self.accounts.keys()
 
     def _expected(self, pool: str, place: Window, launched: Mapping[str, int]) -> float:
         account = self.accounts[pool]
@@ -264,9 +294,13 @@ class Purse:
     def _state(
         self, budget: float, whose: str, place: Window, pools: Collection[str], expected: float
     ) -> str:
+        if place.start > self.now:
+            return (
+                f"{expected:.2f} of the {budget:.2f} that {whose} may cost in the next "
+                f"{place.period} will go to the workers that there are"
+            )
         spent = sum(self.accounts[name].spent.get(place, 0.0) for name in pools)
-        which = "this" if place.start <= self.now else "the next"
         return (
-            f"{spent:.2f} of {budget:.2f} spent {which} {place.period}{whose}, "
+            f"{spent:.2f} of the {budget:.2f} that {whose} may cost this {place.period} are spent, "
             f"{expected:.2f} with what the workers that there are will cost"
         )

@@ -62,7 +62,7 @@ def _costs(
     from manager.costs import Costs
     from manager.installation import Installation
     from manager.ledger import Ledger
-    from manager.money import Period, window
+    from manager.money import Period, sets_of, window
 
     now = time.time()
     begin = window(Period.DAY, now).start if since is None else _moment(since, now)
@@ -78,7 +78,12 @@ def _costs(
             raise UsageError(f"no manager of the home {place.path} ever kept {which}")
         assert ledger is not None
         clients = _Clients(place, password_file, stack, notes)
-        costs = Costs(begin, now, [_pool(ledger, one, clients, begin, now) for one in pools])
+        costs = Costs(
+            begin,
+            now,
+            [_pool(ledger, one, clients, begin, now) for one in pools],
+            sets_of({one.name: one.settings for one in pools}),
+        )
     if output == "json":
         print(json.dumps(costs.to_document() | {"notes": notes}))
     else:
@@ -220,7 +225,10 @@ def _print(costs: Costs, notes: Sequence[str]) -> None:
     table = new_table("", "THIS", "SPENT", "FORECAST", "BUDGET")
     for pool_document in document["pools"]:
         _add_windows(table, pool_document["pool"], pool_document["windows"])
-    if len(document["pools"]) > 1:
+    for one in document["sets"]:
+        if len(one["pools"]) < len(document["pools"]):
+            _add_windows(table, " + ".join(one["pools"]), one["windows"])
+    if len(document["pools"]) > 1 or document["sets"]:
         _add_windows(table, "all", document["windows"])
     paper.print(table)
     for note in notes:

@@ -137,13 +137,15 @@ def pools_of(file: PoolsFile) -> list[Pool]:
     Raises BadPoolsFile for what their backends do not take, UsageError and NotAuthenticated.
     """
     from backends.base import BackendError, Invalid
+    from manager.money import PoolSet
     from manager.pool import make_pool
     from manager.pools_file.reading import BadPoolsFile
 
+    together = PoolSet(tuple(table.name for table in file.pools), file.budget.amounts).to_settings()
     pools = []
     problems: list[str] = []
     for table in file.pools:
-        pool = make_pool(table.backend_name, dict(table.settings))
+        pool = make_pool(table.backend_name, {**table.settings, **together})
         pools.append(pool)
         try:
             pool.backend()

@@ -44,7 +44,7 @@ def test_a_budget_bounds_the_workers_also_below_the_minimum_and_a_plan_says_so(
     assert len(managers.workers()) == 2
     again = managers.command("local-process", *options, "--plan").stdout
     assert "yes budget" in again
-    assert "of 2.50 spent" in again
+    assert "of the 2.50 that p may cost" in again
     windows = managers.json("costs", "-o", "json")["pools"][0]["windows"]
     assert windows[0]["budget"] == 2.5
     assert windows[0]["forecast"] <= 2.5

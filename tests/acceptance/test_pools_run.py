@@ -178,5 +178,8 @@ def test_the_budget_of_all_pools_holds_launches_back(managers: Managers, file: P
     assert plan["launch"] == {"one": 0, "two": 0}
     done = managers.command("run", str(file.path), "--once")
     assert done.returncode == 0, done.stderr
-    assert len(re.findall("of 1.00 spent (this|the next) hour", done.stderr)) == 2
+    assert len(re.findall("of the 1.00 that all pools may cost", done.stderr)) == 2
+    shown = managers.json("costs", "-o", "json")
+    assert shown["sets"][0]["pools"] == ["one", "two"]
+    assert shown["windows"][0]["budget"] == 1.0
     assert workers(managers) == {}

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from manager.capacity import Room
 from manager.cli import main
 from manager.costs import Costs, PoolCosts, Run, share, used_seconds
 from manager.ledger import Ledger, Outcome, Pool
-from manager.money import Account, Terms
+from manager.money import Account, Budget, PoolSet, Terms
 
 GIB = 1024**3
 WORKER = Room(gpus=0, cpus=4, memory_bytes=8 * GIB)
@@ -80,6 +81,48 @@ def test_the_command_says_what_was_spent_and_that_it_does_not_know_for_whom(
     shown = capsys.readouterr().out
     assert "not known" in shown
     assert max(map(len, shown.splitlines()[:-1])) <= 80
+
+
+def describe(path: Path, pools: Sequence[str], together: PoolSet | None) -> None:
+    settings = {"price_per_hour": 2.0, "cpus": 2, "gpus": 0, "memory_mb": 1024}
+    with Ledger(path / "ledger.db") as ledger:
+        for name in pools:
+            kept = settings | (together.to_settings() if together else {})
+            ledger.describe(Pool(name, "local-process", "http://127.0.0.1:9", kept))
+
+
+def budgets(path: Path, capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, object]:
+    """What the day may cost by the command, by who is said to have that budget."""
+    assert main(["costs", "--home", str(path), "-o", "json", *words]) == 0
+    document = json.loads(capsys.readouterr().out)
+    found = {"+".join(one["pools"]): one["windows"][1]["budget"] for one in document["sets"]}
+    return {"all": document["windows"][1]["budget"], **found}
+
+
+def test_what_pools_may_cost_together_is_shown_for_the_set_that_a_file_made_of_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = PoolSet(("campus", "spot"), Budget(per_day=50.0))
+    describe(tmp_path, both.pools, both)
+    assert budgets(tmp_path, capsys) == {"all": 50.0, "campus+spot": 50.0}
+    assert budgets(tmp_path, capsys, "--pool", "spot") == {"all": None}
+    assert main(["costs", "--home", str(tmp_path)]) == 0
+    assert "50.00" in capsys.readouterr().out
+    describe(tmp_path, ["alone"], None)
+    assert budgets(tmp_path, capsys) == {"all": None, "campus+spot": 50.0}
+    assert main(["costs", "--home", str(tmp_path)]) == 0
+    assert "campus + spot  hour" in capsys.readouterr().out
+    # Taken out of the file, with less for the other.
+    one = PoolSet(("campus",), Budget(per_day=20.0))
+    describe(tmp_path, one.pools, one)
+    assert budgets(tmp_path, capsys) == {"all": None, "campus": 20.0}
+    describe(tmp_path, ["campus"], None)
+    assert budgets(tmp_path, capsys) == {"all": None}
+
+
+def test_what_the_set_may_cost_is_nothing_about_a_worker() -> None:
+    settings = PoolSet(("campus",), Budget(per_day=20.0)).to_settings()
+    assert Pool("campus", "b", "s", settings).way() == Pool("campus", "b", "s", {}).way()
 
 
 def test_the_command_refuses_what_it_does_not_understand(

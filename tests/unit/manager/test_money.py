@@ -73,8 +73,16 @@ def test_what_lives_and_what_was_spent_is_taken_off() -> None:
     allowance = found.allowance("campus")
     assert allowance.affordable == 6
     assert allowance.reason == (
-        "6.00 of 10.00 spent this hour, 7.00 with what the workers that there are will cost: "
-        "6 more workers"
+        "6.00 of the 10.00 that all pools may cost this hour are spent, 7.00 with what the workers "
+        "that there are will cost: 6 more workers"
+    )
+
+
+def test_the_budget_that_holds_is_named_with_whose_it_is_and_which_hour() -> None:
+    own = account(1.0, living=2, budget=Budget(per_hour=4.0))
+    assert purse(own, account(9.0, living=3)).allowance("campus").reason == (
+        "2.00 of the 4.00 that campus may cost in the next hour will go to the workers that there "
+        "are: 2 more workers"
     )
 
 
