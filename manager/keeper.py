@@ -104,6 +104,8 @@ class PoolKeeper:
     _kept: set[str] = field(default_factory=set)
     """Jobs that cannot be ended by themselves."""
     _unregistered: frozenset[str] = frozenset()
+    _silent_since: dict[str, float] = field(default_factory=dict)
+    """Jobs of whose workers the server has not heard lately, and when that was first seen."""
     _answering_since: float = 0.0
     """The server's silence is not held against workers that could not come meanwhile."""
     _health: Health = field(default_factory=Health)
@@ -159,6 +161,7 @@ class PoolKeeper:
             withdrawable=tuple(i for i in snapshot.withdrawable if i not in self._kept),
             drain_overdue=tuple(i for i in snapshot.drain_overdue if i not in self._kept),
             unregistered=unregistered,
+            silent=self._went_silent(observation, record.changed, now),
         )
 
     def _fit(self, observation: Observation, changed: float, now: float) -> None:
@@ -204,6 +207,30 @@ class PoolKeeper:
             if now - began > self.config.registration_seconds:
                 overdue.append(job.id)
         return tuple(overdue)
+
+    def _went_silent(self, observation: Observation, changed: float, now: float) -> tuple[str, ...]:
+        """The ids of jobs that run, of whose workers, which had come, the server has not heard for
+        too long: a machine that hangs would keep its place, and its price, for ever.
+
+        Those from before ``changed`` may be at another server; and who comes back must be told.
+        """
+        if observation.known is None or "drain" not in self.client.features:
+            return ()
+        jobs = {job.key: job for job in observation.jobs if job.state is JobState.ACTIVE}
+        since: dict[str, float] = {}
+        for launch in observation.running:
+            job = jobs.get(launch.key)
+            has_come = launch.registered is not None and launch.requested >= changed
+            if job is None or not has_come or job.worker_id in observation.known:
+                continue
+            if launch.draining is None and job.id not in self._ending:
+                since[job.id] = min(now, self._silent_since.get(job.id, now))
+        self._silent_since = since
+        return tuple(
+            job_id
+            for job_id, when in since.items()
+            if now - max(when, self._answering_since) > self.config.registration_seconds
+        )
 
     def server_failed(self, now: float) -> None:
         """The server did not answer: its workers could not reach it either."""

@@ -79,7 +79,7 @@ class Notices:
                 continue
             with self._alarm.interruptible():
                 try:
-                    self._client.drain_worker(worker_id, "its pool has more workers than it may")
+                    self._client.drain_worker(worker_id, "its manager does without it from now on")
                 except (NotFound, NotPermitted, Conflict) as error:
                     log.debug("%s is not told to drain: %s", worker_id, error)
             self._told_to_drain.add(worker_id)

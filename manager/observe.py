@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 START_SECONDS = 60.0
 """A worker whose job runs, but which the server has not heard of, counts as pending this long."""
+LOOK_SECONDS = 60.0
+"""The server is asked this often, at least, whether it still hears of workers that run."""
 RECENT_LAUNCHES = 20
 UNTAKEN_SECONDS = 20.0
 """Bundles that wait this long beside workers with room for them get workers of their own."""
@@ -84,6 +86,7 @@ class Observer:
     _workers: tuple[Mapping[str, Any], ...] = ()
     _is_blind: bool = False
     _room_since: float | None = None
+    _looked: float | None = None
 
     def __post_init__(self) -> None:
         self.unlisted = Unlisted(self.backend.capabilities.listing_lag_seconds)
@@ -171,8 +174,8 @@ class Observer:
         *,
         is_asked: bool,
     ) -> dict[Offer, int]:
-        """Which workers have come, and the room that they have left; asks the server only when
-        one is not known to have come yet, or a bundle looks for room, or one is to drain.
+        """Which workers have come, and the room that they have left; asks the server only now and
+        then, when one is not known to have come yet, a bundle looks for room, or one is to drain.
         Those that were ``told`` to drain have none. ``launched``: what the ledger has of them."""
         ids = {job.worker_id for job in living}
         taking = {job.worker_id for job in living if job.key not in told}
@@ -187,8 +190,11 @@ class Observer:
         )
         free: dict[Offer, int] = {}
         is_one_active = bool(active)
-        if not is_one_awaited and not (is_asked and is_one_active):
+        looked = self._looked = now if self._looked is None else self._looked
+        is_due = not 0 <= now - looked < LOOK_SECONDS
+        if not is_one_awaited and not ((is_asked or is_due) and is_one_active):
             return free
+        self._looked = now
         try:
             workers = self.client.workers()
         except (NotPermitted, NotFound):

@@ -161,7 +161,9 @@ def decide(snapshot: Snapshot, config: PoolConfig, now: float) -> Decision:
     Workers leave by themselves when they are idle. What is still pending and not needed is
     withdrawn, newest first. When there are more than the maximum, which was lowered then, so much
     is withdrawn and drained; what drains for longer than the grace is ended, and so is a worker
-    that never registered. In quarantine what is pending is withdrawn but for one, the probe.
+    that never registered. One that has come, and of which the server hears nothing for as long, is
+    drained: others take its place below the minimum at once, and it has the grace to come back. In
+    quarantine what is pending is withdrawn but for one, the probe.
     """
     reasons: list[Reason] = []
 
@@ -237,6 +239,7 @@ def decide(snapshot: Snapshot, config: PoolConfig, now: float) -> Decision:
             clause("slow_start", wanted > snapshot.trial, sentence)
         wanted = min(wanted, snapshot.trial)
     end, drain = _shed(snapshot, config, clause)
+    drain = (*_silent(snapshot, clause), *drain)
     end = end or _spared(snapshot, clause)
     if not (wanted or end or drain):
         end = _withdrawn(snapshot, config, now, clause)
@@ -309,12 +312,13 @@ def _withdrawn(
 def _shed(
     snapshot: Snapshot, config: PoolConfig, clause: Clause
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Of workers above the maximum: those to withdraw, and those to drain."""
-    over = snapshot.workers - config.max_workers
+    """Of workers above the maximum: those to withdraw, and those to drain, beside the silent."""
+    over = snapshot.workers - len(snapshot.silent) - config.max_workers
     if over <= 0:
         return (), ()
     end = snapshot.withdrawable[:over]
-    drain = snapshot.drainable[: over - len(end)]
+    others = [i for i in snapshot.drainable if i not in snapshot.silent]
+    drain = tuple(others[: over - len(end)])
     clause(
         "above_maximum",
         bool(end or drain),
@@ -335,6 +339,13 @@ def _unregistered(snapshot: Snapshot, clause: Clause) -> tuple[str, ...]:
         number = len(snapshot.unregistered)
         clause("never_registered", True, f"{count(number, 'worker')} never came to the server")
     return snapshot.unregistered
+
+
+def _silent(snapshot: Snapshot, clause: Clause) -> tuple[str, ...]:
+    if snapshot.silent:
+        number = len(snapshot.silent)
+        clause("silent", True, f"the server has not heard of {count(number, 'worker')} for long")
+    return snapshot.silent
 
 
 def _spared(snapshot: Snapshot, clause: Clause) -> tuple[str, ...]:

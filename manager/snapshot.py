@@ -41,7 +41,8 @@ class Snapshot:
     number; ``is_quarantined``: several in a row did nothing. ``unregistered``: ids of jobs whose
     workers run for so long that the server should have heard of them, and has not.
     ``settling``: how many of the active came after the queue was read last: what they took may
-    still be seen as staged, and their room is not in ``free``.
+    still be seen as staged, and their room is not in ``free``. ``silent``: ids of jobs that run, of
+    whose workers, which had come, the server has not heard for too long.
     """
 
     demand: Demand
@@ -70,6 +71,7 @@ class Snapshot:
     is_quarantined: bool = False
     unregistered: tuple[str, ...] = ()
     settling: int = 0
+    silent: tuple[str, ...] = ()
 
     @property
     def staged(self) -> int:
@@ -116,6 +118,7 @@ class Snapshot:
             "is_quarantined": self.is_quarantined,
             "unregistered": list(self.unregistered),
             "settling": self.settling,
+            "silent": list(self.silent),
         }
 
     @classmethod
@@ -158,4 +161,5 @@ class Snapshot:
             is_quarantined=document.get("is_quarantined", False),
             unregistered=tuple(document.get("unregistered", ())),
             settling=document.get("settling", 0),
+            silent=tuple(document.get("silent", ())),
         )

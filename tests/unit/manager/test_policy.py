@@ -383,6 +383,15 @@ def test_a_worker_that_never_registered_is_ended_whatever_else_is_decided() -> N
     assert "never_registered" in held(decision)
 
 
+def test_one_that_went_silent_is_drained_and_counts_among_those_above_the_maximum() -> None:
+    snapshot = seen(0, 0, 0, 3, drainable=("a", "b", "c"), silent=("c",))
+    decision = decide(snapshot, wanted(0, 1), NOW)
+    assert decision.drain == ("c", "a")
+    assert {"silent", "above_maximum"} <= held(decision)
+    assert decide(snapshot, wanted(0, 2), NOW).drain == ("c",)
+    assert Snapshot.from_document(snapshot.to_document()) == snapshot
+
+
 def test_the_probation_of_an_old_journal_is_read_as_one_worker_alone() -> None:
     old = seen(9, 0, 0, 0, is_on_probation=True).to_document()
     del old["trial"], old["is_quarantined"], old["unregistered"]

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from pool_fakes import NOW
+from pool_fakes import NOW, SolePool
 from pool_stand import KilledError, Stand, kill_at
 
 from backends.base import EndCause, Invalid, JobState, OutOfCapacity, Unreachable
@@ -24,6 +24,7 @@ from manager.health import (
     judge,
 )
 from manager.ledger import Launch, Stage
+from manager.observe import LOOK_SECONDS
 
 LIMIT = 600.0
 
@@ -185,6 +186,87 @@ def test_what_a_killed_manager_did_not_write_down_the_next_one_sees(
     (launch, *_) = launches(stand)
     assert launch.started == NOW
     assert launch.stage is Stage.WORKING
+
+
+# Workers that had come, and of which the server hears nothing any more
+
+
+@pytest.fixture
+def frozen(stand: Stand) -> SolePool:
+    """A manager whose one worker has come, had a bundle, and hangs: the next look will tell."""
+    stand.server.features = "tokens, drain"
+    manager = stand.start(low=1)
+    manager.tick()
+    job = stand.backend.jobs[0]
+    stand.server.workers = [job.worker_id]
+    stand.server.offers[job.worker_id] = {"run_uuids": ["0x1"]}
+    manager.tick()
+    stand.server.workers = []
+    stand.now += LOOK_SECONDS
+    return manager
+
+
+def test_a_worker_that_goes_silent_is_replaced_told_to_drain_and_ended_after_the_grace(
+    stand: Stand, frozen: SolePool
+) -> None:
+    assert frozen.tick().drain == ()
+    stand.now += LIMIT + 1
+    decision = frozen.tick()
+    (first,) = stand.backend.jobs
+    assert (decision.drain, decision.reason("silent").held) == ((first.id,), True)
+    assert stand.server.drained == [first.worker_id], "should it come back"
+    assert frozen.tick().launch == 1
+    assert len(stand.backend.jobs) == 2
+    stand.server.workers = [stand.backend.jobs[1].worker_id]
+    stand.backend.may_end_running = True
+    stand.now += 3600.0
+    assert frozen.tick().end == ()
+    stand.now += 2 * LIMIT
+    assert frozen.tick().end == (first.id,)
+    end_all(stand, None, EndCause.KILLED_BY_US)
+    frozen.tick()
+    assert health(stand).failures == {}
+
+
+def test_a_worker_that_comes_back_in_time_goes_on(stand: Stand, frozen: SolePool) -> None:
+    worker_id = stand.backend.jobs[0].worker_id
+    for _ in range(3):
+        frozen.tick()
+        stand.now += LIMIT - LOOK_SECONDS
+        stand.server.workers = [worker_id]
+        assert frozen.tick().drain == ()
+        stand.server.workers = []
+        stand.now += LOOK_SECONDS
+    assert launches(stand)[0].draining is None
+
+
+def test_silence_while_the_server_was_away_is_nobodys_fault(stand: Stand, frozen: SolePool) -> None:
+    frozen.guarded_tick()
+    stand.server.status = 503
+    stand.now += 2 * LIMIT
+    frozen.guarded_tick()
+    stand.server.status = None
+    stand.now += LIMIT
+    frozen.guarded_tick()
+    assert stand.server.drained == []
+    stand.now += LOOK_SECONDS + 1
+    frozen.guarded_tick()
+    assert stand.server.drained == [stand.backend.jobs[0].worker_id]
+
+
+@pytest.mark.parametrize("change", ["the server cannot tell them", "they were launched otherwise"])
+def test_whom_nobody_could_tell_or_may_be_elsewhere_is_left_alone(
+    stand: Stand, frozen: SolePool, change: str
+) -> None:
+    if change == "the server cannot tell them":
+        stand.server.features = "tokens"
+    else:
+        stand.now += 1
+        stand.settings = {"image": "another"}
+        frozen = stand.start(low=1)
+    for _ in range(3):
+        stand.now += LIMIT
+        assert frozen.tick().drain == ()
 
 
 # Quarantine
