@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import uuid as uuid_module
 from collections.abc import Mapping
@@ -17,6 +18,9 @@ UUID_PATTERN = re.compile(r"0x[0-9a-f]{32}")
 DEFAULT_CPUS = 1
 DEFAULT_GPUS = 0
 DEFAULT_MEMORY_BYTES = 2 * 1024**3
+
+TIME_STEPS = ((600, 10), (5 * 3600, 60), (48 * 3600, 600), (math.inf, 3600))
+"""Times up to so many seconds are rounded up to multiples of so many."""
 
 
 class State(StrEnum):
@@ -94,6 +98,14 @@ class Resources:
     docker_image: str = ""
     network: bool = True
     queue: str = ""
+
+    @property
+    def worker_seconds(self) -> int:
+        """How much of its life a worker must have left, 0: any. Not by the second: bundles that ask
+        for the same are placed together, and of those whose times were reckoned for each there
+        would be as many kinds as bundles."""
+        step = next(step for up_to, step in TIME_STEPS if self.time_seconds <= up_to)
+        return math.ceil(self.time_seconds / step) * step
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any]) -> Resources:

@@ -385,8 +385,8 @@ def _more_than(asked: Resources, room: Room, whose: str) -> list[str]:
 def _too_large(asked: Resources, queue: QueueConfig) -> list[str]:
     reasons = _more_than(asked, queue.shape.room, "a worker has")
     life = queue.lifetime_seconds
-    if life is not None and asked.time_seconds > life:
-        wanted, offered = format_duration(asked.time_seconds), format_duration(life)
+    if life is not None and asked.worker_seconds > life:
+        wanted, offered = format_duration(asked.worker_seconds), format_duration(life)
         reasons.append(f"it asks for {wanted} of time, and a new worker has {offered}")
     return reasons
 

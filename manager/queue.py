@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -89,7 +88,7 @@ def as_need(asked: Resources, lives: Sequence[int] = ()) -> Need:
     live, in seconds. There are few kinds of bundles: what one asks for is rounded up to a power of
     two, but not to more than the shortest life that is long enough; it is nothing where all of
     them are without end."""
-    seconds = math.ceil(asked.time_seconds)
+    seconds = asked.worker_seconds
     enough = [life for life in lives if life >= seconds]
     if all(life == UNBOUNDED for life in lives):
         seconds = 0

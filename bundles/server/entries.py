@@ -110,7 +110,7 @@ class Entry:
         asked = self.resources
         return Need(
             self.owner_id, asked.cpus, asked.gpus, asked.memory_bytes, asked.disk_bytes,
-            asked.queue, self.runs_alone, math.ceil(asked.time_seconds),
+            asked.queue, self.runs_alone, asked.worker_seconds,
         )  # fmt: skip
 
     def waiting(self) -> Waiting:

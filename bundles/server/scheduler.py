@@ -479,7 +479,7 @@ def _why_never(need: Need, offers: list[Offer], now: float) -> str:
         if asked > most:
             return f"No worker can run this: it asks for {words}."
     if not any(_lives_long_enough(need, offer, now) for offer in able):
-        words = f"{format_duration(need.time_seconds)} of time, and all of them end sooner"
+        words = f"up to {format_duration(need.time_seconds)} of time, and all of them end sooner"
         return f"No worker can run this: it asks for {words}."
     return "No worker can run this: no single one has all the resources that it asks for."
 

@@ -30,7 +30,7 @@ def test_a_bundle_waits_for_a_worker_that_lives_long_enough_and_is_told_why(
         assert old.take()["uuid"] == short
         waiting = client.bundle(long)
         assert waiting.state == "staged"
-        assert "asks for 2h00m of time, and all of them end sooner" in waiting.state_details
+        assert "asks for up to 2h00m of time, and all of them end sooner" in waiting.state_details
         unsaid = run(client)
         assert {message["uuid"] for message in old.say(wait_seconds=10)} >= {unsaid}
         young = WireWorker(client, "young", seconds_left=3 * HOUR)

@@ -38,7 +38,8 @@ def queue_of(life_seconds: float, cpus: int = 2) -> QueueConfig:
 def server_gives(time_seconds: float, end: float, now: float) -> bool:
     scheduler = Scheduler()
     scheduler.offer(Offer("w", cpus=2, memory_bytes=8 * GIB, end=end))
-    scheduler.add(Waiting("b", 1, Need("u", time_seconds=math.ceil(time_seconds))))
+    asked = Resources(time_seconds=time_seconds)
+    scheduler.add(Waiting("b", 1, Need("u", time_seconds=asked.worker_seconds)))
     return bool(scheduler.match(now))
 
 
@@ -52,7 +53,8 @@ def test_what_the_manager_launches_a_worker_for_a_new_worker_gets(
     if any(queues[0].shape.takes(need) for need in demand):
         assert server_gives(time, end=life, now=first)
     else:  # and that is no bundle that would have had the time
-        assert time > life - START_SECONDS or time > life * 3 / 4 - 1
+        usable = queues[0].shape.room.time_seconds
+        assert Resources(time_seconds=time).worker_seconds > usable
 
 
 @given(lives, times, st.floats(0.0, 1.0))
@@ -118,7 +120,7 @@ class World:
 
     def need(self, name: str) -> Need:
         asked = self.bundles[name].asked
-        return Need("u", asked.cpus, time_seconds=math.ceil(asked.time_seconds))
+        return Need("u", asked.cpus, time_seconds=asked.worker_seconds)
 
     def step(self) -> None:
         self.now += STEP_SECONDS
@@ -180,7 +182,7 @@ class World:
 @st.composite
 def worlds(draw: st.DrawFn) -> World:
     life = draw(st.floats(600.0, 4000.0))
-    longest = queue_of(life).shape.room.time_seconds
+    longest = queue_of(life).shape.room.time_seconds // 60 * 60
     bundles = {}
     for number in range(draw(st.integers(1, 8))):
         cpus = draw(st.integers(1, 2))
@@ -202,3 +204,15 @@ def test_every_bundle_that_a_worker_could_hold_is_done_and_none_is_cut_that_said
         assert world.now < longest, (world.staged, world.launches)
     assert not [name for name in world.cut if world.bundles[name].asked.time_seconds]
     assert world.launches <= 3 * len(world.bundles)
+
+
+def test_bundles_whose_times_differ_a_little_are_of_one_kind_and_plain_times_are_exact() -> None:
+    plain = [0, 10, 30, 600, 900, 3600, 5400, 5 * 3600, 12 * 3600, 48 * 3600, 10 * 86400]
+    assert [Resources(time_seconds=one).worker_seconds for one in plain] == plain
+    day = {Resources(time_seconds=second).worker_seconds for second in range(86400)}
+    assert len(day) < 500
+
+
+@given(times)
+def test_no_bundle_is_taken_to_need_less_time_than_it_asks_for(time: float) -> None:
+    assert time <= Resources(time_seconds=time).worker_seconds <= time * 1.1 + 10

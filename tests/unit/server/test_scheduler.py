@@ -408,7 +408,7 @@ def test_that_no_worker_lives_long_enough_is_said_when_it_comes_to_be_true_and_a
     [(uuid, sentence)] = made.judge(1.0 * HOUR + 1)
     assert (uuid, sentence) == (
         "long",
-        "No worker can run this: it asks for 1h00m of time, and all of them end sooner.",
+        "No worker can run this: it asks for up to 1h00m of time, and all of them end sooner.",
     )
     assert made.judge(1.0 * HOUR + 2) == []
     made.offer(offer("new", end=3 * HOUR))
