@@ -196,3 +196,20 @@ def test_without_an_id_it_carries_on_with_what_such_a_worker_has_left(
     assert script.files(uuid)["ran"] == b"ran\n"
     assert worker.stop() == WorkerExit.FINISHED
     assert not first.exists()
+
+
+def test_without_an_id_it_removes_what_such_a_worker_that_had_no_run_has_left(
+    script: ScriptedServer, worker: WorkerProcess
+) -> None:
+    worker.worker_id = ""
+    for _ in range(2):
+        before = len(script.checkins)
+        worker.start()
+        script.until(lambda before=before: len(script.checkins) > before)
+        worker.kill()
+    names = worker.work_directory / "workers"
+    assert len([*names.iterdir()]) == 1
+    worker.start()
+    assert script.until_over(script.run("true"))["exitcode"] == 0
+    assert worker.stop() == WorkerExit.FINISHED
+    assert [*names.iterdir()] == []
