@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import subprocess
@@ -11,7 +12,11 @@ from dataclasses import dataclass
 
 from bundles.errors import UsageError
 
+log = logging.getLogger(__name__)
+
 NVIDIA_SMI_SECONDS = 15.0
+MOST_CPUS = 65536
+"""More than any kernel knows: a range beyond that is a slip, and not to be written out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +75,10 @@ def offered_cpus(
     if count is None:
         count = len(chosen) if quota is None else min(len(chosen), max(1, int(quota)))
     if count > len(chosen):
+        if cpuset.upper() != "ALL":
+            raise UsageError(
+                f"--cpus {count}: --cpuset {cpuset} names only {len(chosen)}; leave one of them out"
+            )
         return tuple(range(count)), False
     if cpuset.upper() == "ALL" and count < len(chosen):
         return tuple(chosen[:count]), False
@@ -83,7 +92,8 @@ def _parse_cpuset(text: str) -> set[int]:
     try:
         for part in text.split(","):
             first, dash, last = part.partition("-")
-            cpus.update(range(int(first), int(last if dash else first) + 1))
+            last_cpu = min(int(last if dash else first), int(first) + MOST_CPUS)
+            cpus.update(range(int(first), last_cpu + 1))
     except ValueError:
         cpus.clear()
     if not cpus:
@@ -138,7 +148,8 @@ def _nvidia_gpus() -> Sequence[tuple[str, str]]:
             timeout=NVIDIA_SMI_SECONDS,
             check=True,
         ).stdout
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, subprocess.SubprocessError) as error:
+        log.warning("no gpus are offered: %s", error)
         return ()
     lines = [line.split(",") for line in output.splitlines()]
     return [(line[0].strip(), line[1].strip()) for line in lines if len(line) == 2]

@@ -119,9 +119,10 @@ def test_a_run_with_gpus_sees_those_and_one_without_network_has_none(
     (programs / "nvidia-smi").write_text("#!/bin/sh\necho '0, GPU-a'; echo '1, GPU-b'\n")
     (programs / "nvidia-smi").chmod(0o755)
     worker.start("--runtime", "apptainer", "--gpuset", "1")
-    run = script.run("echo $CUDA_VISIBLE_DEVICES", docker_image=IMAGE, gpus=1, network=False)
+    command = "echo $CUDA_VISIBLE_DEVICES $CUDA_DEVICE_ORDER"
+    run = script.run(command, docker_image=IMAGE, gpus=1, network=False)
     assert script.until_over(run)["exitcode"] == 0, worker.log
-    assert script.files(run)["stdout"] == b"1\n"
+    assert script.files(run)["stdout"] == b"1 PCI_BUS_ID\n"
     (line,) = calls(programs, "exec")
     before = line[: next(n for n, word in enumerate(line) if word.endswith(".sif"))]
     assert before[-4:] == ["--nv", "--net", "--network", "none"]

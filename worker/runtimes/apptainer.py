@@ -61,6 +61,7 @@ class Apptainer:
         }
         if job.gpus is not None:
             inside["CUDA_VISIBLE_DEVICES"] = ",".join(job.gpus)
+            inside["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # as nvidia-smi numbers them
         prefix = "SINGULARITYENV" if Path(self._program).name == "singularity" else "APPTAINERENV"
         return {f"{prefix}_{name}": value for name, value in inside.items()}
 

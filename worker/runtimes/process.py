@@ -246,6 +246,8 @@ class ProcessRuntime:
         }
         if job.gpus is not None:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(job.gpus)
+            # They are numbered as nvidia-smi does; CUDA left alone begins with the fastest.
+            environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
         if self._wrapper is not None:
             environment |= self._wrapper.environment(job)
         return environment

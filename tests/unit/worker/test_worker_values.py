@@ -71,7 +71,13 @@ def test_runs_are_pinned_only_to_cpus_that_are_known_to_be_this_workers() -> Non
     assert len(offered_cpus("ALL", None, "w", quota=1000.0)[0]) == len(present)
 
 
-@pytest.mark.parametrize("cpuset", ["", "x", "1-", "-", "99999"])
+def test_more_cpus_than_a_set_names_are_refused_for_runs_are_kept_on_it() -> None:
+    present = sorted(os.sched_getaffinity(0))
+    with pytest.raises(UsageError, match="--cpus 2: --cpuset"):
+        offered_cpus(str(present[0]), 2, "w")
+
+
+@pytest.mark.parametrize("cpuset", ["", "x", "1-", "-", "99999", "0-99999999999"])
 def test_a_set_of_cpus_that_is_none_or_not_here_is_refused(cpuset: str) -> None:
     with pytest.raises(UsageError):
         offered_cpus(cpuset, None, "w")
@@ -93,6 +99,17 @@ def test_no_gpus_are_offered_when_none_are_wanted_and_unknown_ones_are_refused(
         offered_gpus("0", ["1"])
     with pytest.raises(UsageError, match="no gpu '7'"):
         offered_gpus("7")
+
+
+def test_a_driver_that_does_not_answer_is_told_from_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake = tmp_path / "nvidia-smi"
+    fake.write_text("#!/bin/sh\nexit 9\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert offered_gpus("ALL") == ()
+    assert "no gpus are offered" in caplog.text
 
 
 def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
