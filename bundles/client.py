@@ -252,10 +252,18 @@ class Client:
             )
         if response.status_code != 200:
             raise error_for_status(response.status_code, _sentence(response))
-        document = orjson.loads(response.content)
-        if document.get("token_type") != "Bearer":
-            raise ServerFault(f"{self.server} gave a token of type {document.get('token_type')!r}")
-        return document["access_token"], time.monotonic() + float(document.get("expires_in", 3600))
+        try:
+            document = orjson.loads(response.content)
+            kind, token = document["token_type"], document["access_token"]
+            valid_seconds = float(document.get("expires_in", 3600))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ServerFault(
+                f"{self.server} answered a password with something else than a token: is it the "
+                "address of a server of bundles?"
+            ) from error
+        if kind != "Bearer":
+            raise ServerFault(f"{self.server} gave a token of type {kind!r}")
+        return token, time.monotonic() + valid_seconds
 
     def whoami(self) -> dict[str, Any]:
         """`{"id", "user_name", "is_root_user", …}` of the caller."""

@@ -295,7 +295,9 @@ class Reporter:
             case BundlesError():
                 trouble = Trouble.REFUSED
             case _:
-                raise error
+                # Whatever it is, a worker that says nothing any more is worse.
+                log.error("a check-in failed in a way that was not foreseen", exc_info=error)
+                trouble, error = Trouble.AWAY, ServerFault(f"{type(error).__name__}: {error}")
         if self.failing_since is None:
             self.failing_since = self._loop.clock()
             if trouble is not Trouble.REPLACED:

@@ -75,7 +75,7 @@ def _uuid(context: click.Context, parameter: click.Parameter, text: str | None) 
 def _identity(context: click.Context, parameter: click.Parameter, text: str | None) -> str | None:
     if text is None:
         return None
-    if not text or text in (".", "..") or len(text.encode()) > 100 or not text.isprintable():
+    if not text or text in (".", "..") or not text.isprintable() or len(text.encode()) > 100:
         raise click.BadParameter(f"{text!r} is no id: write 1 to 100 printable characters")
     return text
 

@@ -119,3 +119,15 @@ def test_what_was_deleted_is_told_as_codalab_tells_it() -> None:
     uuid = new_uuid()
     with Codalab().client() as client:
         assert client.delete([uuid]) == [uuid]
+
+
+@pytest.mark.parametrize(
+    "answer", ["<html>Welcome</html>", "[]", "{}", '{"token_type": "Bearer", "access_token": null']
+)
+def test_what_answers_a_password_with_no_token_is_a_fault(answer: str) -> None:
+    transport = httpx.MockTransport(lambda request: httpx.Response(200, text=answer))
+    with (
+        Client(URL, Credentials(username="u", password="p"), transport=transport) as client,
+        pytest.raises(ServerFault, match="something else than a token"),
+    ):
+        client.whoami()

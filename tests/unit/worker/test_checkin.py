@@ -237,3 +237,11 @@ def test_a_codalab_server_is_told_of_as_many_dependencies_as_its_database_takes(
         # As CodaLab's WorkerModel writes it down.
         assert 50_000 < len(json.dumps(told, separators=(",", ":"))) <= 60_000
         assert told == talk.listener.dependencies[: len(told)]
+
+
+def test_an_answer_that_nobody_foresaw_does_not_silence_the_worker(talk: Conversation) -> None:
+    talk.do(talk.reporter.now)
+    talk.wire.until_sent(1)
+    talk.wire.answer(0, TypeError("not foreseen"))
+    talk.wire.until_sent(2)
+    assert talk.listener.troubles == [Trouble.AWAY]
