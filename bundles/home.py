@@ -105,8 +105,9 @@ def find_credentials(
 
     Raises NotAuthenticated when there is none, UsageError when a credential cannot be read.
     """
-    token = environ.get(TOKEN_VARIABLE)
-    if token:
+    if token := _token_in(environ):
+        if not (token.isascii() and token.isprintable()):
+            raise UsageError(f"what {TOKEN_VARIABLE} holds is no token: copy it anew")
         return Credentials(token=token)
     username, password = environ.get(USER_VARIABLE), environ.get(PASSWORD_VARIABLE)
     if username and password:
@@ -129,11 +130,16 @@ def given_token(environ: Mapping[str, str] = os.environ) -> str | None:
     """The administrator's token that a server is given, from where `find_credentials` takes it:
     `WORKER_MANAGER_TOKEN`, else systemd's credential `token`. Raises UsageError when that cannot be
     read."""
-    if token := environ.get(TOKEN_VARIABLE):
+    if token := _token_in(environ):
         return token
     directory = environ.get(CREDENTIALS_VARIABLE)
     found = _of_systemd(Path(directory)) if directory else None
     return found.token if found else None
+
+
+def _token_in(environ: Mapping[str, str]) -> str:
+    """Without the newline that it has when a secret was made of a file."""
+    return environ.get(TOKEN_VARIABLE, "").strip()
 
 
 def _of_systemd(directory: Path) -> Credentials | None:

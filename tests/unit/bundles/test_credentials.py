@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from bundles.errors import NotAuthenticated, UsageError
-from bundles.home import Credentials, Home, find_credentials
+from bundles.home import Credentials, Home, find_credentials, given_token
 
 SERVER = "https://bundles.example.org"
 
@@ -29,6 +29,16 @@ def test_a_unit_of_systemd_finds_the_token_that_it_was_given(tmp_path: Path) -> 
 def test_the_environment_comes_before_what_systemd_gives(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("t\n")
     assert find(tmp_path, WORKER_MANAGER_TOKEN="other") == Credentials(token="other")
+
+
+def test_a_token_of_the_environment_may_end_as_the_file_did_that_it_was_read_from(
+    tmp_path: Path,
+) -> None:
+    assert find(tmp_path, WORKER_MANAGER_TOKEN="t\n") == Credentials(token="t")
+    assert given_token({"WORKER_MANAGER_TOKEN": "t\r\n"}) == "t"
+    for damaged in ("t\nt", "tök"):
+        with pytest.raises(UsageError, match="WORKER_MANAGER_TOKEN"):
+            find(tmp_path, WORKER_MANAGER_TOKEN=damaged)
 
 
 def test_credentials_of_systemd_that_are_for_others_are_none(tmp_path: Path) -> None:
