@@ -18,9 +18,6 @@ locals {
       "manager hands out credentials" = {
         who = "manager", role = "Storage Blob Data Contributor", scope = azurerm_storage_container.workers["secrets"].id
       }
-      "manager reads workers' logs" = {
-        who = "manager", role = "Storage Blob Data Reader", scope = azurerm_storage_container.workers["logs"].id
-      }
     },
     local.own_vault ? {
       "manager reads its credentials" = {
