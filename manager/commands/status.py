@@ -84,11 +84,12 @@ def _job(job: Any) -> dict[str, Any]:
 
 
 def _print(pools: list[dict[str, Any]]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False)
+    from bundles.cli.output import console as new_console
+
+    console = new_console()  # what services say may look like rich's markup
     if not pools:
         console.print("No pool yet: start one with `worker-manager local-process`.")
     for pool in pools:
@@ -130,17 +131,16 @@ def _print_last(console: Any, entry: dict[str, Any] | None) -> None:
         return
     when = _age(entry["time"])
     if entry.get("error"):
-        console.print(f"  {when} ago: could not look: {entry['error']}", markup=False)
+        console.print(f"  {when} ago: could not look: {entry['error']}")
         return
     snapshot, decision = entry["snapshot"], entry["decision"]
     console.print(
         f"  {when} ago: {snapshot['staged']} staged, {snapshot['pending']} pending, "
-        f"{snapshot['active']} active: launch {decision['launch']}",
-        markup=False,
+        f"{snapshot['active']} active: launch {decision['launch']}"
     )
     for reason in decision["reasons"]:
         mark = "yes" if reason["held"] else "no "
-        console.print(f"    {mark} {reason['code']}: {reason['sentence']}", markup=False)
+        console.print(f"    {mark} {reason['code']}: {reason['sentence']}")
 
 
 def _split(jobs: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -129,6 +129,13 @@ def parse(
 ) -> PoolsFile:
     """What a text says. Raises BadPoolsFile with all that is wrong."""
     try:
+        return _parse(text, path, said, is_private)
+    except RecursionError as error:
+        raise BadPoolsFile([f"{path} has lists or tables too deep in each other"]) from error
+
+
+def _parse(text: str, path: Path, said: Mapping[str, Any], is_private: bool) -> PoolsFile:
+    try:
         content = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         found = re.fullmatch(r"(.*) \(at (?:line (\d+), column \d+|end of document)\)", str(error))

@@ -145,3 +145,17 @@ def test_status_of_a_home_without_pools_says_how_to_start_one(
     assert main(["status", "-o", "json"]) == 0
     assert capsys.readouterr().out == '{"pools": []}\n'
     assert not (tmp_path / "home").exists()
+
+
+def test_status_shows_what_a_service_says_as_it_says_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = {"worker": "w-1", "state": "ended", "created": 1.0, "ended": 1.0, "exit_code": 127}
+    job |= {"cause": "failed", "why": "exec [/bin/sh] [red]x :warning:"}
+    pool = {"pool": "p", "server": URL, "manager": None, "error": "", "file_problems": []}
+    pool |= {"until": None, "last": None, "jobs": [job], "min_workers": 0, "max_workers": 1}
+    pool |= {"launched": 1, "launched_lately": 0, "failures_lately": {}, "cost": None}
+    monkeypatch.setattr("manager.commands.status.pools_document", lambda installation: [pool])
+    assert main(["status"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "exec [/bin/sh] [red]x :warning:" in shown

@@ -272,6 +272,15 @@ def test_no_message_repeats_a_secret() -> None:
     assert "8675309" not in problem
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["a = " + "[" * 20_000, "a = " + "[" * 5_000 + "]" * 5_000, ".".join("a" * 3_000) + "=1"],
+)
+def test_what_is_too_deep_is_said_as_any_other_mistake(text: str) -> None:
+    with pytest.raises(BadPoolsFile, match=r"pools\.toml has lists or tables too deep"):
+        parse(text, PATH)
+
+
 def test_what_is_no_readable_file_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     latin = tmp_path / "latin.toml"
     latin.write_bytes(b"# fine\n# caf\xe9\n")
