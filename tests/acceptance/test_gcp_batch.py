@@ -212,6 +212,21 @@ def test_a_refusal_is_told_by_its_code(
         assert refusal.message in str(result)
 
 
+def test_a_filter_that_is_refused_is_done_without(stand: Stand) -> None:
+    """What filters mean is not written down; whose a job is, is looked at here anyway."""
+
+    def refuse(method: str, request: Any) -> None:
+        if method == "ListJobs" and request.filter:
+            raise Refusal("INVALID_ARGUMENT", "The filter is not valid.")
+
+    ours = only_jobs(stand.backend().launch(requests_for(2)))
+    only_jobs(stand.backend(owner="f" * 16).launch(requests_for(2)))
+    stand.cloud.page_limit = 3
+    with stand.wire.faulty(before=refuse):
+        assert {job.id for job in stand.backend().list_jobs()} == {job.id for job in ours}
+        assert all(finding.error is None for finding in stand.backend().check())
+
+
 def test_an_end_that_met_another_change_is_asked_for_again(stand: Stand) -> None:
     """What is Invalid the manager gives up."""
 
