@@ -80,6 +80,12 @@ def _identity(context: click.Context, parameter: click.Parameter, text: str | No
     return text
 
 
+def _network_prefix(context: click.Context, parameter: click.Parameter, text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", text):
+        raise click.BadParameter(f"no network can be called {text!r}…: write letters and digits")
+    return text
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="bundle-worker", message="%(prog)s %(version)s")
 @click.option("--home", metavar="DIR", help=f"Where the local server is.  [env: {HOME_VARIABLE}]")
@@ -263,6 +269,7 @@ def _identity(context: click.Context, parameter: click.Parameter, text: str | No
 )
 @click.option(
     "--network-prefix",
+    callback=_network_prefix,
     default="codalab_worker_network",
     show_default=True,
     help="For container runtimes: names of networks begin so.",

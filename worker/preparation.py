@@ -126,13 +126,15 @@ class Preparation:
         """The run as its runtime takes it, on ``share`` or on what it already has."""
         share = share or held.share
         devices = self._settings.devices
+        # Also one that asked for no cpu is kept on the worker's.
+        cpus = share.cpus or devices.cpus
         return Job(
             key=held.run.key,
             uuid=held.run.uuid,
             command=held.run.bundle["command"],
             place=held.place,
             directory=held.directory,
-            cpus=share.cpus if devices.is_pinned else (),
+            cpus=cpus if devices.is_pinned else (),
             gpus=share.gpus if devices.gpus else None,
             read_only=self._cache.contents if held.run.bundle.get("dependencies") else None,
             image=held.run.resources.docker_image,

@@ -397,24 +397,38 @@ def test_a_file_can_be_written_into_a_run_but_not_out_of_it(
 
 
 def test_a_worker_of_one_cpu_runs_one_at_a_time_and_cpus_are_not_shared(
-    script: ScriptedServer, worker: WorkerProcess, gate: Gate
+    script: ScriptedServer, worker: WorkerProcess, tmp_path: Path
 ) -> None:
     cpus = sorted(os.sched_getaffinity(0))[:2]
     if len(cpus) < 2:
         pytest.skip("needs two cpus")
     worker.start("--cpuset", ",".join(map(str, cpus)))
-    command = f"grep Cpus_allowed_list /proc/self/status; read line < {gate.path}"
-    first, second = script.run(command), script.run(command)
+    # One for each: what is written for two may all be read by one.
+    gates = [Gate(tmp_path / f"gate-{cpu}") for cpu in cpus]
+    first, second = (
+        script.run(f"grep Cpus_allowed_list /proc/self/status; read line < {gate.path}")
+        for gate in gates
+    )
     third = script.run("true")
     script.until_state(first, "running")
     script.until_state(second, "running")
     script.until(lambda: "Waiting for 1 cpus" in script.runs.get(third, {}).get("run_status", ""))
-    gate.open()
-    gate.open()
+    for gate in gates:
+        gate.open()
     for uuid in (first, second, third):
         script.until_over(uuid)
     lists = {script.files(uuid)["stdout"].split()[-1] for uuid in (first, second)}
     assert lists == {str(cpu).encode() for cpu in cpus}
+
+
+def test_a_run_that_asks_for_no_cpu_stays_on_those_of_its_worker(
+    script: ScriptedServer, worker: WorkerProcess
+) -> None:
+    cpu = min(os.sched_getaffinity(0))
+    worker.start("--cpuset", str(cpu))
+    uuid = script.run("grep Cpus_allowed_list /proc/self/status", cpus=0)
+    script.until_over(uuid)
+    assert script.files(uuid)["stdout"].split()[-1] == str(cpu).encode()
 
 
 def test_an_idle_worker_leaves_and_says_so(script: ScriptedServer, worker: WorkerProcess) -> None:
@@ -518,6 +532,7 @@ def test_bad_credentials_and_a_server_that_is_not_there_have_their_own_exit_code
         (["--cpus", "-1"], "-1 is not in the range"),
         (["--cpuset", "0-x"], "is no set of cpus"),
         (["--cpuset", "4000"], "there is no cpu 4000"),
+        (["--network-prefix", "a b"], "no network can be called 'a b'"),
         (["--tag", "a b"], "letters, digits and hyphens"),
         (["--idle-seconds", "-5"], "is not in the range"),
         (["--password-file", "/nonexistent"], "cannot be read"),

@@ -64,6 +64,15 @@ def test_a_run_may_delete_all_that_it_has(containers: Containers, tmp_path: Path
     containers.leave()
 
 
+def test_a_command_that_is_too_long_is_one_clear_sentence(containers: Containers) -> None:
+    containers.start()
+    fits, too_long = (containers.run(f": {'x' * length}") for length in (131_069, 131_070))
+    assert containers.end(fits).state == "ready"
+    message = containers.end(too_long).metadata["failure_message"]
+    assert message == "The command cannot be started: Argument list too long"
+    containers.leave()
+
+
 def test_a_run_that_removes_its_output_keeps_the_rest_whatever_it_ends_with(
     containers: Containers,
 ) -> None:

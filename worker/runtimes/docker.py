@@ -8,6 +8,7 @@ Images are the business of worker.images.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
@@ -71,6 +72,8 @@ SCRIPT = (
 KILLED, TERMINATED, UNKNOWN_EXIT = 137, 143, 255
 """Exit codes that an engine which is going down, or comes up again, gives to what it ended."""
 ENDING_SIGNALS = ("9", "15")
+LONGEST_ARGUMENT_BYTES = 32 * resource.getpagesize()
+"""With its end (`MAX_ARG_STRLEN` of execve(2)). What PID 1 says of longer ones nobody hears."""
 NO_SHELL = (126, 127)
 """What PID 1 exits with when it cannot start the shell."""
 ENGINE_PATIENCE_SECONDS = 60.0
@@ -234,6 +237,8 @@ class DockerRuntime:
 
     def start(self, job: Job) -> Mapping[str, Any]:
         image = self._found[job.key]
+        if len(os.fsencode(job.command)) >= LONGEST_ARGUMENT_BYTES:
+            raise CannotStart(f"The command cannot be started: {os.strerror(errno.E2BIG)}")
         if job.gpus and self._engine.is_podman and self._engine.release < PODMAN_WITH_GPUS:
             wanted = ".".join(map(str, PODMAN_WITH_GPUS))
             raise CannotStart(f"podman gives GPUs to containers as of {wanted}, and this is older")
