@@ -18,13 +18,14 @@ def options() -> list[click.Option]:
 
 
 def lifetime_seconds(settings: Mapping[str, Any]) -> float | None:
-    """Until a worker is asked to leave, before Slurm ends its job."""
+    """Until a worker is asked to leave, before Slurm ends its job; that may come up to 60 s early
+    (sbatch(1), `--signal`), of which a short job is spared some."""
     from backends.slurm.script import warning_seconds
     from backends.slurm.settings import time_limit_seconds
 
     time = settings.get("time", "0")
     limit = time_limit_seconds(time)
-    return None if limit is None else limit - warning_seconds(time)
+    return None if limit is None else limit - warning_seconds(time) - min(60, limit // 8)
 
 
 def create(context: Context, settings: Mapping[str, Any]) -> Backend:

@@ -67,7 +67,8 @@ def test_without_the_prefilter_it_counts_as_one_that_takes_a_whole_worker() -> N
 
 
 def test_how_long_workers_live_is_said_by_their_backends_options() -> None:
-    assert lifetime_seconds("slurm", {"time": "2:00:00"}) == 2 * HOUR - 120
+    assert lifetime_seconds("slurm", {"time": "2:00:00"}) == 2 * HOUR - 120 - 60
+    assert lifetime_seconds("slurm", {"time": "0:04:00"}) == 240 - 60 - 30
     assert lifetime_seconds("slurm", {"time": "UNLIMITED"}) is None
     assert lifetime_seconds("aws-batch", {"timeout": 3600}) == HOUR
     assert lifetime_seconds("aws-batch", {"timeout": None}) is None
