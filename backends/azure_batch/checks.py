@@ -56,6 +56,10 @@ def _pool(settings: AzureSettings, service: Service, pool: PoolNews) -> Iterator
         yield Finding("--image", f"each node pulls {settings.image} for its first worker")
     try:
         states = service.node_states(pool.id)
+    except Unauthorized as refusal:
+        # Who may submit need not be allowed to count: not being told is no fault.
+        sentence = f"the nodes of {pool.id} could not be counted, which is no fault: {refusal}"
+        yield Finding("--pool-id", sentence)
     except BackendError as failure:
         yield Finding("--pool-id", str(failure), failure, "see the service's answer")
     else:

@@ -15,6 +15,10 @@ locals {
       "manager submits jobs" = {
         who = "manager", role = "Azure Batch Job Submitter", scope = azurerm_batch_account.this.id
       }
+      # The submitter's role reads jobs and pools, and nothing of the account's own, such as counts.
+      "manager looks at its account" = {
+        who = "manager", role = "Azure Batch Account Reader", scope = azurerm_batch_account.this.id
+      }
       "manager hands out credentials" = {
         who = "manager", role = "Storage Blob Data Contributor", scope = azurerm_storage_container.workers["secrets"].id
       }

@@ -631,6 +631,14 @@ def test_a_check_finds_everything_that_is_wrong(stand: Stand) -> None:
     assert "2 startTaskFailed" in findings[3].sentence
 
 
+def test_who_may_submit_and_not_count_nodes_may_launch(stand: Stand) -> None:
+    uncounted = Fault("GET", "/nodecounts", answer=refusal(403, "InsufficientAccountPermissions"))
+    with stand.batch.wire.failing(uncounted):
+        findings = stand.backend().check()
+    assert ("--pool-id", None) in said(findings)
+    assert [finding for finding in findings if finding.error] == []
+
+
 def test_a_check_of_a_pool_that_is_not_there_names_it(stand: Stand) -> None:
     findings = stand.backend(pool_id="nothing").check()
     assert ("--pool-id", Invalid) in said(findings)

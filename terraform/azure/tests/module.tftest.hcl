@@ -58,7 +58,7 @@ run "everything_from_nothing" {
     error_message = "The secret has a place."
   }
   assert {
-    condition     = toset([for one in azurerm_role_assignment.manager : one.role_definition_name]) == toset(["AcrPull", "Azure Batch Job Submitter", "Key Vault Secrets User", "Storage Blob Data Contributor"])
+    condition     = toset([for one in azurerm_role_assignment.manager : one.role_definition_name]) == toset(["AcrPull", "Azure Batch Account Reader", "Azure Batch Job Submitter", "Key Vault Secrets User", "Storage Blob Data Contributor"])
     error_message = "The manager may do what it needs, and no more."
   }
   assert {
