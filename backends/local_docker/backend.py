@@ -158,6 +158,10 @@ class LocalDocker:
         return Finding(subject, sentence)
 
     def _check_cpus(self, available: int) -> Finding:
+        asked = self._settings.cpus
+        if available and asked > available:
+            error = Invalid(f"{asked} of one worker, and the engine's machine has {available}")
+            return Finding("--cpus", str(error), error, f"give at most {available}")
         return Finding("--cpus", f"the engine's machine has {available}")
 
     def _check_socket(self) -> Finding:

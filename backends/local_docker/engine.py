@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import docker
 from docker.constants import DEFAULT_DOCKER_API_VERSION
 from docker.errors import APIError, DockerException
-from docker.utils import kwargs_from_env
+from docker.utils import kwargs_from_env, parse_host
 from requests.exceptions import RequestException
 from tenacity import (
     RetryCallState,
@@ -48,6 +48,7 @@ class Engine:
         self._place: dict[str, Any]
         try:
             self._place = dict(kwargs_from_env(environment=dict(environment)))
+            parse_host(self._place.get("base_url"), tls="tls" in self._place)
         except DockerException as error:
             raise Invalid(f"DOCKER_HOST cannot be used: {error}") from error
         self.address = str(self._place.get("base_url") or f"unix://{DEFAULT_SOCKET}")

@@ -26,6 +26,7 @@ class Settings:
     image: str
     runtime: str = "docker"
     network: str = "host"
+    cpus: int = 1
 
 
 def options() -> list[click.Option]:
@@ -69,5 +70,6 @@ def create(context: Context, settings: Mapping[str, Any]) -> LocalDocker:
             f"local-docker needs {error.name}: pip install 'worker-manager[docker]'"
         ) from error
     return LocalDocker(
-        context, Settings(settings["image"], settings["runtime"], settings["network"])
+        context,
+        Settings(settings["image"], settings["runtime"], settings["network"], settings["cpus"]),
     )

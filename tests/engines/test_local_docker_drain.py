@@ -173,6 +173,9 @@ def test_what_is_wrong_is_said_at_once_and_nothing_is_launched(
     assert "docker pull no/such:image" in lines[0]
     assert "--network" in lines[1]
     assert "nowhere" in lines[1]
+    done = managers.command("local-docker", "--image", IMAGE, "--cpus", "9999", "--once")
+    assert done.returncode == 2
+    assert "--cpus: 9999 of one worker" in done.stderr
     server.env |= {"DOCKER_HOST": "unix:///no/such/socket"}
     done = managers.command("local-docker", "--image", IMAGE, "--once")
     assert done.returncode == 1

@@ -194,6 +194,12 @@ def test_the_socket_of_an_engine_is_known_where_it_is_on_this_machine() -> None:
     assert Engine({"DOCKER_HOST": "tcp://127.0.0.1:2375"}).socket is None
 
 
+@pytest.mark.parametrize("address", ["unixx:///run/docker.sock", "tcp://", "ftp://engine:1"])
+def test_an_address_that_no_engine_can_have_is_refused_at_once(address: str) -> None:
+    with pytest.raises(Invalid, match="DOCKER_HOST"):
+        Engine({"DOCKER_HOST": address})
+
+
 LABELS = {OWNER_LABEL: CONTEXT.owner, POOL_LABEL: "p", KEY_LABEL: str(KEY_1)}
 
 
