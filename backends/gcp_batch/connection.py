@@ -1,17 +1,19 @@
 """Clients of the three services of Google Cloud that are spoken to, made when they are needed.
 
-Credentials are Google's default ones, which refresh themselves; over plain http to this machine
-alone there are none.
+Credentials are Google's default ones, which refresh themselves, and are looked for anew when Google
+does not take them; over plain http to this machine alone there are none.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-from backends.gcp_batch.errors import backend_error
+from backends.base import Unauthorized
+from backends.gcp_batch.errors import backend_error, is_unknown_identity
 from backends.gcp_batch.options import GcpSettings
 from backends.patience import patiently
 
@@ -36,9 +38,25 @@ class Connection:
         The libraries' own retries are off, so that there is one rule. For requests that may be
         repeated: all of ours can, because ids are chosen here.
         """
-        return patiently(
-            doing, lambda: method(request=request, timeout=CALL_SECONDS, retry=None), backend_error
-        )
+
+        def ask() -> T:
+            return method(request=request, timeout=CALL_SECONDS, retry=None)
+
+        try:
+            return patiently(doing, ask, backend_error)
+        except Unauthorized as error:
+            if not is_unknown_identity(error):
+                raise
+            self._forget()
+            return patiently(doing, ask, backend_error)
+
+    def _forget(self) -> None:
+        """The next call makes its client anew, with the credentials that are there then."""
+        self.__dict__.pop("logging", None)
+        for name in ("batch", "secrets"):
+            client = self.__dict__.pop(name, None)
+            if client is not None:
+                client.transport.close()
 
     @cached_property
     def batch(self) -> BatchServiceClient:
@@ -89,6 +107,8 @@ class Connection:
         from google.api_core.client_options import ClientOptions
 
         transport = self._settings.transport
+        # It logs with a traceback what the call itself raises.
+        logging.getLogger("grpc._plugin_wrapping").setLevel(logging.CRITICAL)
         if url is None:
             return client(transport=transport)
         if not _is_plain(url):

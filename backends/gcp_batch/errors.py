@@ -42,6 +42,10 @@ _WORDS: tuple[tuple[str, type[BackendError]], ...] = (
     (r"GCE_QUOTA_EXCEEDED|quota", QuotaExceeded),
 )
 """429 says "too often" and "too much" alike; without a reason its words decide."""
+_NO_TOKEN = "Getting metadata from plugin failed"
+"""Over gRPC what google.auth raised is UNAVAILABLE, and told by these words and its own alone."""
+_AWAY = re.compile(r"Max retries exceeded|timed out|Connection|Failed to (resolve|retrieve http)")
+_LOG_IN = "(gcloud auth application-default login, or a service account)"
 
 
 def backend_error(error: Exception, doing: str) -> BackendError | None:
@@ -60,18 +64,25 @@ def backend_error(error: Exception, doing: str) -> BackendError | None:
         return Unreachable(f"{doing}: no answer from Google: {_line(error)}")
     if isinstance(error, GoogleAuthError):
         return Unauthorized(
-            f"{doing}: no credentials of Google Cloud are to be had: {_line(error)} "
-            "(gcloud auth application-default login, or a service account)"
+            f"{doing}: no credentials of Google Cloud are to be had: {_line(error)} {_LOG_IN}"
         )
     if isinstance(error, OSError):  # requests' own errors are some
         return Unreachable(f"{doing}: no answer from Google: {_line(error)}")
     return None
 
 
+def is_unknown_identity(error: BackendError) -> bool:
+    """Whether credentials were not there or not taken, which fresh ones may be; 403 is a no to
+    somebody who is known."""
+    return isinstance(error, Unauthorized) and getattr(error.__cause__, "code", None) != 403
+
+
 def _call_error(error: object, doing: str) -> BackendError:
     code = int(getattr(error, "code", None) or 0)
     reason = str(getattr(error, "reason", None) or "")
     message = str(getattr(error, "message", "") or "")
+    if _NO_TOKEN in message and not _AWAY.search(message):
+        return Unauthorized(f"{doing}: Google gives us no token: {_line(message)} {_LOG_IN}")
     kind = _REASONS.get(reason)
     if kind is None and code == 429:
         kind = next((k for words, k in _WORDS if re.search(words, message, re.IGNORECASE)), None)

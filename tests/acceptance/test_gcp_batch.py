@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from fakes.gcp.refusal import Refusal
 from gcp_stand import OWNER, PARENT, PROJECT, SECRET, Stand, only_jobs, requests_for
+from google.api_core.exceptions import ServiceUnavailable
 from googleapiclient import discovery
 from googleapiclient.errors import HttpError
 
@@ -28,6 +29,7 @@ from backends.base import (
     Unauthorized,
     Unreachable,
 )
+from backends.gcp_batch.errors import backend_error
 
 
 @pytest.fixture(params=["grpc", "rest"])
@@ -210,6 +212,43 @@ def test_a_refusal_is_told_by_its_code(
     assert type(result) is error
     if refusal.code != "UNAUTHENTICATED":  # over REST the library says it in its own words
         assert refusal.message in str(result)
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ("('invalid_grant: Token has been expired or revoked.', {})", Unauthorized),
+        ("HTTPSConnectionPool(host='h'): Max retries exceeded with url: /token", Unreachable),
+    ],
+)
+def test_a_token_that_google_does_not_give_is_told_from_one_that_did_not_come(
+    said: str, kind: type[Exception]
+) -> None:
+    """As gRPC words it."""
+    error = ServiceUnavailable(f"Getting metadata from plugin failed with error: {said}")
+    assert type(backend_error(error, "listing")) is kind
+
+
+@pytest.mark.parametrize(
+    ("refusal", "calls"),
+    [(Refusal("UNAUTHENTICATED", "Who?"), 2), (Refusal("PERMISSION_DENIED", "No."), 1)],
+)
+def test_credentials_that_are_not_taken_are_looked_for_anew(
+    stand: Stand, refusal: Refusal, calls: int
+) -> None:
+    def refuse(method: str, request: Any) -> None:
+        if stand.calls() == 1:
+            raise refusal
+
+    backend = stand.backend()
+    with stand.wire.faulty(before=refuse):
+        if calls == 1:
+            with pytest.raises(Unauthorized):
+                backend.list_jobs()
+        else:
+            assert backend.list_jobs() == []
+    assert stand.calls() == calls
+    assert backend.list_jobs() == []
 
 
 def test_a_filter_that_is_refused_is_done_without(stand: Stand) -> None:
