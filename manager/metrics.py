@@ -279,7 +279,9 @@ class PoolMetrics(Witness, CallsWitness):
             self._of.spent.labels(pool, period).set(account.spent.get(place, 0.0))
             self._of.forecast.labels(pool, period).set(account.forecast(place, now))
             most = account.terms.budget.of(period)
-            if most is not None:
+            if most is None:  # no budget, or none any more
+                self._of.budget.remove(pool, period)
+            else:
                 self._of.budget.labels(pool, period).set(most)
 
     # Of the lease

@@ -147,5 +147,7 @@ class Operation(Witness):
                 self._by_pool[pool].paid_for(account, now)
         for period in Period:
             most = budget.of(period)
-            if most is not None:
+            if most is None:  # no budget, or none any more
+                self._metrics.whole_budget.remove(period)
+            else:
                 self._metrics.whole_budget.labels(period).set(most)

@@ -246,6 +246,11 @@ def test_several_pools_of_one_process_are_told_apart_in_its_metrics(managers: Ma
     assert metric(url, "worker_manager_whole_budget", period="day") == 100
     assert metric(url, "worker_manager_budget", pool="dear", period="hour") == 50
     assert metric(url, "worker_manager_config_good") == 1
+    file.write_text(file.read_text().replace("per-day = 100", "per-month = 900"))
+    eventually(
+        lambda: metric(url, "worker_manager_whole_budget", period="month") == 900, "another budget"
+    )
+    assert metric(url, "worker_manager_whole_budget", period="day") is None, "it was taken away"
     file.write_text("[[pools]]\nmax-workers = 'many'\n")
     eventually(lambda: metric(url, "worker_manager_config_good") == 0, "a bad file")
     assert get(f"{url}/healthz").status_code == 200

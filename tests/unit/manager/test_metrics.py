@@ -342,6 +342,8 @@ def test_what_a_pool_costs_will_cost_and_may_cost_shows_by_period() -> None:
     assert value("spent_forecast", period="day") == 11.0
     assert value("budget", period="day") == 100.0
     assert value("budget", period="hour") is None
+    metrics.paid_for(Account(Terms(price_per_hour=2.0), spent), NOW)
+    assert value("budget", period="day") is None, "it was taken away"
 
 
 def test_a_lease_is_asked_for_when_somebody_looks() -> None:
