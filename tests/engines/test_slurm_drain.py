@@ -84,6 +84,8 @@ def test_sixty_bundles_drain_though_nodes_fail(server: Server, cluster: SlurmClu
             found = client.search([f"uuid={','.join(uuids)}", ".limit=100"])
             return Counter(bundle.state for bundle in found)
 
+        workers = eventually(client.workers, "the first worker")
+        assert 9 * 24 * 3600 < workers[0]["seconds_left"] < 10 * 24 * 3600  # of --time 10-0
         eventually(lambda: states()["ready"] >= BUNDLES // 4, "a quarter of the bundles")
         (lost, node), *_ = jobs(cluster, "running")
         cluster.fail_node(node)
