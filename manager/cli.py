@@ -160,6 +160,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
+        import sqlite3
+
         from backends.base import BackendError, Invalid
         from bundles.errors import BundlesError, UsageError
 
@@ -169,6 +171,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _complain(f"{error.filename}: {error.strerror}", error, 1, verbose)
         if isinstance(error, BundlesError | BackendError | OSError):
             return _complain(str(error), error, 1, verbose)
+        if isinstance(error, sqlite3.Error):
+            said = f"the ledger of this home cannot be used: {error}"
+            return _complain(f"{said}: see worker-manager doctor BACKEND", error, 1, verbose)
         return _complain(f"{type(error).__name__}: {error}", error, 1, verbose)
 
 

@@ -159,3 +159,21 @@ def test_status_shows_what_a_service_says_as_it_says_it(
     assert main(["status"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "exec [/bin/sh] [red]x :warning:" in shown
+
+
+@pytest.mark.parametrize(
+    "command", ["status", "top", "explain now", "costs", "local-process --plan"]
+)
+def test_a_damaged_ledger_is_said_to_be_that(
+    command: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("WORKER_MANAGER_TOKEN", "token")
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "ledger.db").write_text("no ledger")
+    assert main(command.split()) == 1
+    said = capsys.readouterr().err
+    assert "the ledger of this home cannot be used: file is not a database: see worker-m" in said
+    assert len(said.splitlines()) == 1
