@@ -149,6 +149,19 @@ class PoolSet:
         return cls(tuple(said["pools"]), Budget(*(budget[period] for period in Period)))
 
 
+def former(
+    settings: Mapping[str, Mapping[str, Any]], kept: Collection[str]
+) -> dict[str, Mapping[str, Any]]:
+    """Of the settings of pools by name those of pools that had a budget together with one that is
+    ``kept``, and are kept no more: what they have cost is spent."""
+    sets = {name: PoolSet.from_settings(own) for name, own in settings.items()}
+    return {
+        name: settings[name]
+        for name, one in sets.items()
+        if name not in kept and one is not None and not set(kept).isdisjoint(one.pools)
+    }
+
+
 def sets_of(settings: Mapping[str, Mapping[str, Any]]) -> list[PoolSet]:
     """The sets with a budget, from the settings of pools by name. A set counts as long as each of
     its pools says so: one that was taken out of its file still says what it was part of."""

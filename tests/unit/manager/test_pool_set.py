@@ -13,6 +13,7 @@ import pytest
 from pool_fakes import GIB, NOW, FakeBackend, FakeServer
 
 from backends.base import (
+    EndCause,
     Invalid,
     Job,
     JobResources,
@@ -33,6 +34,7 @@ from manager.launcher import Launcher
 from manager.ledger import Ledger, Pool
 from manager.listing import Lister
 from manager.loop import UNKNOWN_SECONDS, Manager
+from manager.money import Budget, PoolSet, Terms
 from manager.observe import Observer
 from manager.policy import PoolConfig
 from manager.queue import QueueConfig
@@ -386,3 +388,35 @@ def _adopt(stand: Stand, pool: str, jobs: list[Job]) -> None:
         )
         jobs[jobs.index(job)] = new
     stand.ledger.settle_all([(job.key, "launched", job.id, None) for job in jobs if job.key])  # type: ignore[misc]
+
+
+def test_what_a_pool_has_cost_that_was_taken_out_is_spent_of_the_budget_of_all(
+    stand: Stand,
+) -> None:
+    manager = stand.manager
+    manager.budget = Budget(per_hour=20.0)
+    together = PoolSet(("campus", "spot"), manager.budget).to_settings()
+    for name, price in {"campus": 4.0, "spot": 10.0}.items():
+        stand.keepers[name].terms = Terms(price)
+        settings = {"price_per_hour": price, **together}
+        stand.ledger.describe(Pool(name, "fake", "http://s", settings))
+        stand.ledger.prove(name, NOW)
+    manager.configure([stand.keepers["spot"]])
+    stand.now = NOW // 3600 * 3600 + 3600
+    stand.stage(30)
+    assert stand.tick(0) == {"spot": 2}
+    stand.begin("spot")
+    stand.stage(0)
+    stand.tick(0)
+    stand.now += 1800.0
+    stand.backends["spot"].jobs = [
+        replace(job, state=JobState.ENDED, ended=stand.now, exit_code=0, cause=EndCause.FINISHED)
+        for job in stand.backends["spot"].jobs
+    ]
+    manager.configure([stand.keepers["campus"]])
+    stand.tick(0)
+    assert "spot" in stand.released
+    manager.budget = Budget(per_hour=12.0)
+    stand.set("campus", max_workers=9)
+    stand.stage(30)
+    assert stand.tick(0) == {"campus": 1}, "10 are spent; without them it would be 3"
