@@ -51,7 +51,7 @@ class Launcher:
         )
         environment = {}
         if self.lifetime_seconds is not None:
-            environment[LIFETIME_VARIABLE] = f"{self.lifetime_seconds:g}"
+            environment[LIFETIME_VARIABLE] = f"{self.lifetime_seconds:.0f}"
         return [
             LaunchRequest(key, tuple(argv), self.resources, environment, secrets) for key in keys
         ]

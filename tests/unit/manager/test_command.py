@@ -98,10 +98,10 @@ def test_the_requests_of_one_launch_differ_in_their_keys_alone() -> None:
 
 
 def test_a_worker_whose_life_has_an_end_is_told_so_in_its_environment() -> None:
-    made = replace(launcher(Credentials(token="t")), lifetime_seconds=7080.0)
+    made = replace(launcher(Credentials(token="t")), lifetime_seconds=1234567.0)
     keys = LaunchKey.make_row("p", 1, 1)
     (request,) = made.requests(keys, FakeBackend(), {})
-    assert request.environment == {"WORKER_MANAGER_LIFETIME_SECONDS": "7080"}
+    assert request.environment == {"WORKER_MANAGER_LIFETIME_SECONDS": "1234567"}
     (request,) = replace(made, lifetime_seconds=None).requests(keys, FakeBackend(), {})
     assert request.environment == {}
 
