@@ -32,7 +32,7 @@ _REFUSAL = re.compile(r"job id (\S+?): (.*)$")
 
 _OURS = ("SLURM_", "SBATCH_", "SQUEUE_", "SCANCEL_", "SCONTROL_", "SACCT_")
 _KEPT = frozenset(
-    {"SLURM_CONF", "SLURM_JWT"}
+    {"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT"}
     | {f"SBATCH_{name}" for name in ("ACCOUNT", "PARTITION", "QOS", "RESERVATION", "CONSTRAINT")}
 )
 """Variables that say where the cluster is and what is left open there; any other of Slurm's would

@@ -28,6 +28,7 @@ from backends.base import (
 )
 from backends.slurm import options
 from backends.slurm.cluster import Configuration
+from backends.slurm.commands import Commands
 from backends.slurm.errors import slurm_error, was_never_asked
 from backends.slurm.jobs import (
     SEPARATOR,
@@ -259,6 +260,16 @@ def test_only_a_refused_connection_says_that_nothing_was_asked() -> None:
     assert not was_never_asked("Socket timed out on send/recv operation")
 
 
+def test_of_slurm_s_variables_its_commands_get_those_that_say_where_the_cluster_is() -> None:
+    kept = {"SLURM_CONF": "c", "SLURM_CONF_SERVER": "head:6817", "SBATCH_PARTITION": "p"}
+    left_out = {"SQUEUE_STATES": "FAILED", "SLURM_CLUSTERS": "all", "SBATCH_WAIT": "1"}
+    commands = Commands({"PATH": os.environ["PATH"], **kept, **left_out})
+    given = dict(line.split("=", 1) for line in commands.run("", ["env"], 60).output.splitlines())
+    assert kept.items() <= given.items()
+    assert not left_out.keys() & given.keys()
+    assert commands.partition == "p"
+
+
 # Options and what is submitted
 
 
@@ -341,6 +352,8 @@ def test_the_configuration_says_what_concerns_us() -> None:
     )
     assert Configuration.parse(text) == Configuration("c", "23.11.1", 5001, True, False)
     assert Configuration.parse("").array_size == 1001
+    shorter = text + "SchedulerParameters = bf_interval=1,max_array_tasks=100\n"
+    assert Configuration.parse(shorter).array_size == 100
 
 
 # The script, run by a shell
