@@ -291,7 +291,7 @@ def has_a_run(worker: Mapping[str, Any]) -> bool:
 def _offer(worker: Mapping[str, Any], time_seconds: int) -> Offer | None:
     """What a worker could still take, as the server describes it; None: nothing, or nobody knows.
     ``time_seconds``: of its pool's workers, when they are new. What is left of it is rounded down
-    to a power of two, as what bundles ask for is rounded up: the server, which rounds nothing,
+    to a power of two, as what bundles ask for is rounded up: the server, which rounds less,
     gives a worker all that it is seen to have room for.
 
     CodaLab's servers do not say what of its memory is in use.
