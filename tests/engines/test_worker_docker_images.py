@@ -88,6 +88,27 @@ def test_many_runs_wait_for_one_pull_and_are_told_how_far_it_is(
         stand.leave()
 
 
+def test_a_pull_that_ends_with_its_engine_begins_anew_when_that_is_back(
+    stand: Containers, registry: Registry
+) -> None:
+    publish(stand, registry, "large:1", mark=os.urandom(9 << 20))
+    slow, at = before_registry(registry.port, answer_bytes=4 << 20)
+    with closing(slow):
+        stand.start("--checkin-frequency-seconds", "0.2")
+        run = stand.run("wc -c < /mark", image=f"{at}/large:1")
+        eventually(
+            lambda: " of 9" in str(stand.client.bundle(run).metadata.get("run_status")),
+            "some of it is here",
+        )
+        stand.engine.kill()
+        eventually(lambda: "waits for the engine" in stand.logs(), "the pull has ended")
+        slow.release()
+        stand.engine.start()
+        bundle = stand.end(run)
+        assert bundle.state == "ready", bundle.metadata["failure_message"]
+        stand.leave()
+
+
 def test_a_tag_that_moved_is_pulled_anew_and_an_absent_registry_does_not_matter(
     stand: Containers, registry: Registry
 ) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import docker
 import requests
+import urllib3
 from docker.errors import APIError, DockerException
 from docker.utils import kwargs_from_env
 
@@ -22,8 +23,9 @@ PROBE_SECONDS = 5
 SILENCE_SECONDS = 600.0
 """A stream that says nothing for so long (a pull, events) is taken for broken."""
 
-Unanswered = (requests.exceptions.RequestException, OSError)
-"""What a call raises when the engine is not there, or goes away during the call."""
+Unanswered = (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError)
+"""What a call raises when the engine is not there, or goes away during the call; the second, when
+that was a stream."""
 
 
 class NoEngine(Exception):
