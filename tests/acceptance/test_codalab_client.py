@@ -42,7 +42,8 @@ DOCUMENTED = {
     "runs": [],
 }
 MEASURED = {"memory_bytes", "free_disk_bytes", "hostname"}
-OURS = {"features", "session", "sequence", "acknowledged", "wait_seconds", "is_draining"}
+OURS = {"features", "session", "sequence", "acknowledged", "wait_seconds"}
+OURS |= {"is_draining", "seconds_left"}
 STAGES = ("PREPARING", "RUNNING", "CLEANING_UP", "UPLOADING_RESULTS", "FINALIZING")
 
 
