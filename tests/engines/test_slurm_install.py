@@ -29,6 +29,8 @@ BUNDLES = 60
 NOBODY = 65534
 AS_NOBODY = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")
 COMMAND_SECONDS = 120.0
+LONG_LOG_BYTES = 10_000_001
+"""More than a log is let grow to."""
 WAITS = "mkdir in; while [ ! -e in/go ]; do sleep 0.1; done; echo hi >> said"
 
 # One table, in a file.
@@ -288,8 +290,12 @@ def test_a_user_without_rights_installs_drains_upgrades_and_leaves_nothing(
         assert not stale.exists()
         assert f"{used} stays, since this may run from it: 1 worker" in done.stdout
         assert set(account.processes("-m", "worker")) & set(worker)
+        log = account.prefix / "log" / "manager.log"
+        os.truncate(log, LONG_LOG_BYTES)  # as it is after months
         again = account.cron("*/5 * * * *")
         assert again.wait(COMMAND_SECONDS) == 0  # since the manager runs
+        assert log.with_name("manager.log.1").stat().st_size >= LONG_LOG_BYTES
+        assert log.stat().st_size < LONG_LOG_BYTES
         server.output("write", f"{late}/in/go", "on")
         eventually(lambda: states(late) == {"ready": 1}, "the bundle ends")
         assert said(late) == b"hi\n"
