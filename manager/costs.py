@@ -8,7 +8,7 @@ and memory. What no bundle used is idle.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from manager.capacity import Room
@@ -79,19 +79,19 @@ def share(asked: Room, worker: Room) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """What pools have cost since ``since``; ``sets``: of these pools, those that have a budget
-    together."""
+    """What pools have cost since ``since``; ``sets``: those of them that have a budget together,
+    each with the names of all whose costs count for it."""
 
     since: float
     now: float
     pools: Sequence[PoolCosts]
-    sets: Sequence[PoolSet] = ()
+    sets: Mapping[PoolSet, Sequence[str]] = field(default_factory=dict)
 
     @property
     def budget(self) -> Budget:
         """Of all of the pools together."""
         everyone = {pool.pool for pool in self.pools}
-        whole = [one.budget for one in self.sets if everyone == {*one.pools}]
+        whole = [one.budget for one, names in self.sets.items() if everyone == {*names}]
         return whole[0] if whole else NO_BUDGET
 
     def by_owner(self) -> dict[str, float]:
@@ -109,13 +109,13 @@ class Costs:
             "spent": round(sum(pool.spent for pool in self.pools), 6),
             "owners": {owner: round(spent, 6) for owner, spent in self.by_owner().items()},
             "windows": _windows([pool.account for pool in self.pools], self.budget, self.now),
-            "sets": [self._set_document(one) for one in self.sets],
+            "sets": [self._set_document(one, names) for one, names in self.sets.items()],
             "pools": [self._pool_document(pool) for pool in self.pools],
         }
 
-    def _set_document(self, one: PoolSet) -> dict[str, Any]:
-        accounts = [pool.account for pool in self.pools if pool.pool in one.pools]
-        return {"pools": list(one.pools), "windows": _windows(accounts, one.budget, self.now)}
+    def _set_document(self, one: PoolSet, names: Sequence[str]) -> dict[str, Any]:
+        accounts = [pool.account for pool in self.pools if pool.pool in names]
+        return {"pools": list(names), "windows": _windows(accounts, one.budget, self.now)}
 
     def _pool_document(self, pool: PoolCosts) -> dict[str, Any]:
         idle = pool.idle_seconds

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from bundles.home import Home
     from manager.costs import Costs, PoolCosts, Run
     from manager.ledger import Ledger, Pool
+    from manager.money import PoolSet
 
 WORKERS_ASKED = 50
 """Bundles of so many workers are asked for at once: their names have to fit into an address."""
@@ -62,7 +63,7 @@ def _costs(
     from manager.costs import Costs
     from manager.installation import Installation
     from manager.ledger import Ledger
-    from manager.money import Period, sets_of, window
+    from manager.money import Period, window
 
     now = time.time()
     begin = window(Period.DAY, now).start if since is None else _moment(since, now)
@@ -82,13 +83,26 @@ def _costs(
             begin,
             now,
             [_pool(ledger, one, clients, begin, now) for one in pools],
-            sets_of({one.name: one.settings for one in pools}),
+            _sets(ledger, {one.name for one in pools}),
         )
     if output == "json":
         print(json.dumps(costs.to_document() | {"notes": notes}))
     else:
         _print(costs, notes)
     return 0
+
+
+def _sets(ledger: Ledger, shown: Collection[str]) -> dict[PoolSet, list[str]]:
+    """The sets of which all are shown. What was taken out of one and has drained counts in it, as
+    it does for its manager."""
+    from manager.money import former, sets_of
+
+    settings = {one.name: one.settings for one in ledger.pools()}
+    found = {}
+    for one in sets_of(settings):
+        gone = [name for name in former(settings, one.pools) if not ledger.living(name)]
+        found[one] = [*one.pools, *gone]
+    return {one: names for one, names in found.items() if set(names) <= set(shown)}
 
 
 def _moment(text: str, now: float) -> float:

@@ -112,10 +112,15 @@ def test_what_pools_may_cost_together_is_shown_for_the_set_that_a_file_made_of_t
     assert budgets(tmp_path, capsys) == {"all": None, "campus+spot": 50.0}
     assert main(["costs", "--home", str(tmp_path)]) == 0
     assert "campus + spot  hour" in capsys.readouterr().out
-    # Taken out of the file, with less for the other.
+    # Taken out of the file, with less for the other: what it has cost is spent.
     one = PoolSet(("campus",), Budget(per_day=20.0))
     describe(tmp_path, one.pools, one)
-    assert budgets(tmp_path, capsys) == {"all": None, "campus": 20.0}
+    assert budgets(tmp_path, capsys) == {"all": None, "campus+spot": 20.0}
+    assert budgets(tmp_path, capsys, "--pool", "campus") == {"all": None}
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        [key] = ledger.intend("spot", 1)
+        ledger.settle(key, Outcome.LAUNCHED, job_id="1")
+    assert budgets(tmp_path, capsys) == {"all": None, "campus": 20.0}, "it has not drained"
     describe(tmp_path, ["campus"], None)
     assert budgets(tmp_path, capsys) == {"all": None}
 
