@@ -63,7 +63,8 @@ class _Trouble:
 class Manager:
     """Keeps the pools of ``keepers``, in this order of preference. The caller holds their locks,
     and closes what it passed in. ``lease``: where managers of other homes may keep the same pools.
-    ``budget``: what they may cost together."""
+    ``budget``: what they may cost together. ``launched`` and ``refused``: how many workers the last
+    tick asked for, as far as is known, and how many it surely did not get."""
 
     keepers: list[PoolKeeper]
     staged: StagedBundles
@@ -80,6 +81,8 @@ class Manager:
     before_tick: Callable[[], None] = lambda: None
     lister: Lister = field(default_factory=Lister)
     clock: Callable[[], float] = time.time
+    launched: int = 0
+    refused: int = 0
     _leaving: list[PoolKeeper] = field(default_factory=list)
     _known: dict[str, tuple[float, Snapshot]] = field(default_factory=dict)
     _troubles: dict[str, _Trouble] = field(default_factory=dict)
@@ -226,6 +229,7 @@ class Manager:
         shares = decide_set(demand, snapshots, configs, now, unknown, self._allowed(now))
         decided: dict[str, Decision] = {}
         errors: list[Exception] = []
+        self.launched = self.refused = 0
         for keeper in everyone:
             name = keeper.pool
             share = shares[name]
@@ -234,6 +238,8 @@ class Manager:
             for witness in keeper.witnesses:
                 witness.decided(seen[name], share.snapshot, share.decision)
             launched, refused = self._carry_out(keeper, share, seen[name], now, errors)
+            self.launched += launched
+            self.refused += refused
             decided[name] = share.decision
             # What the others may still do is decided on what has become of this.
             snapshots[name] = replace(

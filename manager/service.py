@@ -67,7 +67,7 @@ def keep(
                 return 1
             for pool, decision in decided.items():
                 log.info("%s: %s", pool, decision.summary())
-            return 0
+            return 1 if manager.refused and not manager.launched else 0
         operation.say()
         restart = manager.run()
         # One that waits for another manager's lease has no workers to end.

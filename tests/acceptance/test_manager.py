@@ -217,6 +217,15 @@ def test_once_is_one_tick(managers: Managers) -> None:
     assert len(eventually(managers.workers)) == 1
 
 
+def test_once_that_got_no_worker_has_failed(managers: Managers) -> None:
+    managers.stage(1)
+    done = managers.command(
+        *("local-process", "--min", "0", "--once", "--worker-executable", "/no/such/program")
+    )
+    assert done.returncode == 1
+    assert "1 worker not launched: there is no executable '/no/such/program'" in done.stderr
+
+
 def test_status_tells_the_jobs_and_the_last_decision_with_its_reasons(managers: Managers) -> None:
     managers.stage(1)
     managers.start("--min", "0", "--max", "3")
