@@ -70,7 +70,7 @@ def _documents(overview: Overview, now: float) -> list[dict[str, Any]]:
 
 
 def _lines(overview: Overview, refresh_seconds: float) -> None:
-    while True:
+    while sys.stdout is not None:  # it may have been closed at our start
         now = time.time()
         print(json.dumps({"time": now, "pools": _documents(overview, now)}), flush=True)
         select.select([], [], [], refresh_seconds)

@@ -1,19 +1,32 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
 
-@pytest.mark.parametrize("module", ["worker", "bundles", "manager"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("worker", "--version"),
+        ("bundles", "--version"),
+        ("manager", "--version"),
+        ("manager", "top", "--output", "json"),
+    ],
+    ids=" ".join,
+)
 @pytest.mark.parametrize("closed", [">&-", ">&- 2>&-"])
 def test_a_command_that_was_started_without_a_stdout_ends_as_it_should(
-    module: str, closed: str
+    words: Sequence[str], closed: str, tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-m", module, "--version"]
+    command = [sys.executable, "-m", *words]
     done = subprocess.run(
         ["/bin/sh", "-c", f'"$@" {closed}', "sh", *command],
+        env={**os.environ, "WORKER_MANAGER_HOME": str(tmp_path)},
         stderr=subprocess.PIPE,
         timeout=60,
         check=False,
