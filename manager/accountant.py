@@ -5,11 +5,11 @@ Costs what changed since it was last asked, not what the month has seen.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from backends.base import EndCause, LaunchKey
 from manager.ledger import Launch, Ledger, Outcome
-from manager.money import MINIMUM_SECONDS, Account, Book, Period, Terms, window
+from manager.money import MINIMUM_SECONDS, Account, Book, Period, Terms, former, window
 
 STAYS_SECONDS = 7 * 86400.0
 """How long ago a worker may have ended that says how long workers stay."""
@@ -35,6 +35,20 @@ def charged(launch: Launch, now: float) -> tuple[float, float] | None:
 
 
 _NEVER_RAN = frozenset({EndCause.KILLED_BY_US, EndCause.OUT_OF_CAPACITY})
+
+
+def drained(ledger: Ledger, kept: Collection[str]) -> dict[str, Terms]:
+    """Pools that had a budget together with one that is ``kept``, were taken out of it, and have
+    no worker any more, and their terms: what they have cost is spent.
+
+    Of one that was not drained nobody would see the workers end: it would pay for ever.
+    """
+    settings = {pool.name: pool.settings for pool in ledger.pools()}
+    return {
+        name: Terms.from_settings(own)
+        for name, own in former(settings, kept).items()
+        if not ledger.living(name)
+    }
 
 
 class Accountant:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from backends.base import BackendError, Throttled
 from bundles.errors import BundlesError, NotAuthenticated, NotFound, NotPermitted
-from manager.accountant import Accountant
+from manager.accountant import Accountant, drained
 from manager.alarm import Alarm, Stopped
 from manager.capacity import Demand, coarse_demand
 from manager.feed import ChangeFeed
@@ -25,7 +25,7 @@ from manager.keeper import PoolKeeper, TooManyFailed
 from manager.lease import RETRY_SECONDS, Lease, LeaseLost
 from manager.ledger import Ledger
 from manager.listing import Listed, Lister
-from manager.money import NO_BUDGET, SOFT_FRACTION, Budget, Purse, Terms, former
+from manager.money import NO_BUDGET, SOFT_FRACTION, Budget, Purse
 from manager.observe import Observation, has_a_run
 from manager.policy import Decision
 from manager.quiet import is_acting
@@ -261,10 +261,7 @@ class Manager:
         if not self.budget and not any(its.budget for its in terms.values()):
             return None
         if self.budget:
-            gone = former({one.name: one.settings for one in self.ledger.pools()}, terms)
-            # Of one that was not drained nobody would see the workers end: it would pay for ever.
-            drained = [name for name in gone if not self.ledger.living(name)]
-            terms |= {name: Terms.from_settings(gone[name]) for name in drained}
+            terms |= drained(self.ledger, terms)
         accounts = self._accountant.accounts(terms, now)
         return Purse(accounts, now, self.budget, self.soft_fraction).allowance
 

@@ -95,13 +95,11 @@ def _costs(
 def _sets(ledger: Ledger, shown: Collection[str]) -> dict[PoolSet, list[str]]:
     """The sets of which all are shown. What was taken out of one and has drained counts in it, as
     it does for its manager."""
-    from manager.money import former, sets_of
+    from manager.accountant import drained
+    from manager.money import sets_of
 
-    settings = {one.name: one.settings for one in ledger.pools()}
-    found = {}
-    for one in sets_of(settings):
-        gone = [name for name in former(settings, one.pools) if not ledger.living(name)]
-        found[one] = [*one.pools, *gone]
+    sets = sets_of({one.name: one.settings for one in ledger.pools()})
+    found = {one: [*one.pools, *drained(ledger, one.pools)] for one in sets}
     return {one: names for one, names in found.items() if set(names) <= set(shown)}
 
 
